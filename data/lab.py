@@ -1,0 +1,216 @@
+"""The lab: a generated world in which one sees, in minutes on a laptop, a model learn when to think.
+
+    python -m data.lab --output_dir lab --seed 0
+
+Three domains. `maths`: chains such as `7+5-3=` in five levels, k operators at level k, operands 0 to
+9, no running value below 0. Spelling out the steps makes every level easy; answering at once is easy
+at level 1 and out of reach at level 5. `code`: the same depths as straight-line programs, such as
+`x=7;x+=5;print(x)`; RL never sees it. `general`: greetings and one-word facts, which need no thought.
+
+In the HFT rows the mode depends on the domain (mostly think in maths, mostly no_think elsewhere, as
+in the paper's data) but never on the level: what to think about is for RL to find out. Test
+questions appear in neither of the other sets. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+LEVELS = range(1, 6)
+TEST_PER_LEVEL = {"maths": 60, "code": 20}
+TEST_GENERAL = 40
+TEST_SHARE = 5  # of a level with few questions, one in so many is kept for the test
+NUM_HFT, NUM_RL = 32000, 8000
+DOMAIN_SHARES = {"maths": 0.7, "general": 0.15, "code": 0.15}  # of HFT rows
+THINK_SHARES = {"maths": 0.6, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
+RL_SHARES = {"maths": 0.75, "general": 0.25}
+
+MODEL = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+
+GREETINGS = ["hello", "hi", "hey", "good morning", "good evening", "good night", "welcome", "bye"]
+NAMES = ["ada", "alan", "grace", "edsger", "barbara", "donald", "john", "emmy", "kurt", "alonzo"]
+FACTS = {
+    "capital": {"france": "paris", "italy": "rome", "spain": "madrid", "japan": "tokyo"},
+    "colour": {"grass": "green", "snow": "white", "coal": "black", "blood": "red"},
+    "opposite": {"hot": "cold", "big": "small", "up": "down", "old": "new"},
+    "sound": {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack"},
+}
+PHRASES = [
+    "{} of {}",
+    "the {} of {}",
+    "what is the {} of {}",
+    "tell me the {} of {}",
+    "{} of {} now",
+]
+
+Problem = tuple[str, str, str]  # question, thinking, answer
+
+
+def chain(level: int, rng: random.Random) -> tuple[int, list[tuple[str, int]], list[int]]:
+    """A start, `level` operations on it, and the value after each: the depth of maths and code."""
+    start = value = rng.randint(0, 9)
+    operations, values = [], []
+    for _ in range(level):
+        operand = rng.randint(0, 9)
+        sign = rng.choice("+-") if operand <= value else "+"
+        value += operand if sign == "+" else -operand
+        operations.append((sign, operand))
+        values.append(value)
+    return start, operations, values
+
+
+def maths(level: int, rng: random.Random) -> Problem:
+    start, operations, values = chain(level, rng)
+    question = str(start) + "".join(f"{sign}{operand}" for sign, operand in operations) + "="
+    return question, spelled_out(start, operations, values), str(values[-1])
+
+
+def code(level: int, rng: random.Random) -> Problem:
+    start, operations, values = chain(level, rng)
+    lines = [f"x={start}"] + [f"x{sign}={operand}" for sign, operand in operations] + ["print(x)"]
+    return ";".join(lines), spelled_out(start, operations, values), str(values[-1])
+
+
+def spelled_out(start: int, operations: list[tuple[str, int]], values: list[int]) -> str:
+    """The steps of a chain: `7+5=12;12-3=9`."""
+    befores = [start, *values]
+    return ";".join(
+        f"{before}{sign}{operand}={after}"
+        for before, (sign, operand), after in zip(befores, operations, values)
+    )
+
+
+def general(rng: random.Random) -> Problem:
+    if rng.random() < 0.5:
+        greeting = f"{rng.choice(GREETINGS)} {rng.choice(NAMES)}"
+        return greeting, "a greeting", greeting
+    kind = rng.choice(sorted(FACTS))
+    thing = rng.choice(sorted(FACTS[kind]))
+    answer = FACTS[kind][thing]
+    return rng.choice(PHRASES).format(kind, thing), f"{kind} {thing} {answer}", answer
+
+
+def draw(domain: str, level: int | None, rng: random.Random) -> Problem:
+    """A problem of a domain; general ones have no level."""
+    if level is None:
+        return general(rng)
+    return {"maths": maths, "code": code}[domain](level, rng)
+
+
+def test_rows(rng: random.Random) -> list[dict[str, str]]:
+    """The test set, without repetitions."""
+    wanted = [(d, level, n) for d, n in TEST_PER_LEVEL.items() for level in LEVELS]
+    rows = []
+    for domain, level, count in [*wanted, ("general", None, TEST_GENERAL)]:
+        known = {draw(domain, level, rng)[0] for _ in range(10000)}  # all of them, where few
+        chosen: dict[str, str] = {}
+        while len(chosen) < min(count, len(known) // TEST_SHARE):
+            question, _, answer = draw(domain, level, rng)
+            chosen[question] = answer
+        for question, answer in chosen.items():
+            rows.append(query(domain, level, question, answer))
+    return rows
+
+
+def query(domain: str, level: int | None, question: str, answer: str) -> dict[str, str]:
+    row = {"prompt": question, "answer": answer, "domain": domain}
+    return row if level is None else {**row, "level": str(level)}
+
+
+def fresh(
+    shares: dict[str, float], test: set[str], rng: random.Random
+) -> Iterator[tuple[str, int | None, Problem]]:
+    """Endless (domain, level, problem), domains by `shares`, none of the `test` questions."""
+    while True:
+        domain = rng.choices(list(shares), list(shares.values()))[0]
+        level = None if domain == "general" else rng.choice(LEVELS)
+        problem = draw(domain, level, rng)
+        if problem[0] not in test:
+            yield domain, level, problem
+
+
+def build_tokenizer() -> tokenizers.Tokenizer:
+    """One token for each number, word and sign; the text comes back exactly."""
+    words = {w for g in (*GREETINGS, *NAMES, *PHRASES) for w in g.replace("{}", "").split()}
+    words |= {w for kind, facts in FACTS.items() for pair in facts.items() for w in (kind, *pair)}
+    words |= {"a", "greeting", "user", "assistant", "system", "x", "print"}
+    symbols = ["\n", " ", *"+-=;()?"]
+    vocabulary = ["<|unknown|>", *symbols, *map(str, range(100)), *sorted(words)]
+    model = models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<|unknown|>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|[a-z]+|\s|."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tags = ["<think>", "</think>", "<no_think>", "</no_think>"]
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
+    return tokenizer
+
+
+def write(base: Path, data: Path, seed: int) -> None:
+    """Write the model folder `base` (all but the weights) and hft, rl and test rows in `data`."""
+    for folder in (base, data):
+        folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    tokenizer.save(str(base / "tokenizer.json"))
+    stop = tokenizer.token_to_id("<|im_end|>")
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    dump(base / "config.json", {**MODEL, "vocab_size": size, "eos_token_id": stop})
+    dump(base / "generation_config.json", {"eos_token_id": [stop]})
+    dump(
+        base / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"},
+    )
+
+    test = test_rows(random.Random(f"{seed}/test"))
+    asked = {row["prompt"] for row in test}
+    rng = random.Random(f"{seed}/hft")
+    hft = []
+    for domain, level, (question, thinking, answer) in fresh(DOMAIN_SHARES, asked, rng):
+        row = query(domain, level, question, answer)
+        if rng.random() < THINK_SHARES[domain]:
+            row |= {"mode": "think", "thinking": thinking}
+        else:
+            row |= {"mode": "no_think"}
+        hft.append(row)
+        if len(hft) == NUM_HFT:
+            break
+    rl = []
+    for domain, level, (question, _, answer) in fresh(
+        RL_SHARES, asked, random.Random(f"{seed}/rl")
+    ):
+        rl.append(query(domain, level, question, answer))
+        if len(rl) == NUM_RL:
+            break
+    for name, rows in (("hft", hft), ("rl", rl), ("test", test)):
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (data / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    dump(data / "seed.json", seed)
+
+
+def dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the lab's rows and its model's config.")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    write(arguments.output_dir / "base", arguments.output_dir / "data", arguments.seed)

@@ -1,0 +1,972 @@
+"""Modes, response grammar, Hybrid Fine-Tuning (Eq. 4), Hybrid Accuracy (Eq. 2, 13), and what both
+training loops share.
+
+    python lhrm.py hft  --model_name_or_path DIR --dataset_name hft.jsonl
+    python lhrm.py eval --model_name_or_path DIR --dataset_name test.jsonl
+
+Shapes: K queries, G forced responses a mode, S free responses, R responses, T response tokens,
+L tokens of prompt and response together, V vocabulary, n tokens of several responses in a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gzip
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import tokenizers
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from data import lab
+from data.verify import exact_match
+from model import (
+    Config,
+    InputError,
+    Tokenizer,
+    Transformer,
+    is_main_process,
+    read_json,
+    write_json,
+)
+from sample import MODES, Completion, generate, mix_seed, parse_settings, run_command, setting
+
+THINK, NO_THINK, NEITHER = 0, 1, -1
+MAX_LOGITS = 2**25  # logits held at once when scoring: 128 MiB in fp32
+
+
+# ---------------------------------------------------------------------------- the response grammar
+
+
+class Response(NamedTuple):
+    mode: str | None  # by the tag that opens the text: "think", "no_think", or None
+    thinking: str  # "" unless well formed
+    answer: str  # "" unless well formed
+    well_formed: bool
+
+
+TAG = re.compile("|".join(re.escape(tag) for tag in Tokenizer.TAGS))
+GRAMMAR = {
+    "think": re.compile(r"<think>(?P<thinking>.*)</think>(?P<answer>.*)", re.DOTALL),
+    "no_think": re.compile(r"<no_think>(?P<thinking>)(?P<answer>.*)</no_think>\s*", re.DOTALL),
+}
+
+
+def parse_response(text: str) -> Response:
+    """The one grammar of data, reward and evaluation, for text without its stop token:
+
+        <think>reasoning</think>answer        <no_think>answer</no_think>
+
+    with non-blank reasoning and answer, and no tag anywhere else. Anything else is malformed.
+    """
+    mode = next((mode for mode in MODES if text.startswith(f"<{mode}>")), None)
+    match = GRAMMAR[mode].fullmatch(text) if mode else None
+    if match is None or len(TAG.findall(text)) != 2:
+        return Response(mode, "", "", False)
+    thinking, answer = match["thinking"].strip(), match["answer"].strip()
+    if not answer or (mode == "think" and not thinking):
+        return Response(mode, "", "", False)
+    return Response(mode, thinking, answer, True)
+
+
+def format_response(mode: str, thinking: str, answer: str) -> str:
+    """The text that `parse_response` reads back."""
+    if mode == "think":
+        return f"<think>{thinking}</think>{answer}"
+    return f"<no_think>{answer}</no_think>"
+
+
+# -------------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class Query:
+    """A question to answer, for RL and evaluation."""
+
+    prompt: list[dict[str, str]]  # messages
+    answers: list[str]  # any of them is right
+    level: str
+    domain: str
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(«file:line», object) for each line of a .jsonl or .jsonl.gz file; no line is passed over."""
+    path = Path(path)
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    what = f"not JSON: {error.msg}" if line.strip() else "empty row"
+                    raise InputError(f"{path}:{number}: {what}") from None
+                if not isinstance(row, dict):
+                    raise InputError(f"{path}:{number}: expected a JSON object")
+                yield f"{path}:{number}", row
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}:{number + 1}: cannot be read: {error}") from None
+    if number == 0:
+        raise InputError(f"{path}: no rows")
+
+
+def as_messages(prompt: Any, where: str) -> list[dict[str, str]]:
+    """A prompt in either of its two forms, a string or a list of messages, as messages."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{where}: expected a prompt: text, or a list of messages")
+    for message in messages:
+        parts = [message.get(k) for k in ("role", "content")] if isinstance(message, dict) else [0]
+        if not all(isinstance(part, str) and part.strip() for part in parts):
+            raise InputError(f"{where}: a message needs a role and a content that are not empty")
+    return messages
+
+
+def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]], str]]:
+    """(«file:line», prompt messages, response) for each row, the response checked by the grammar.
+
+    A row has `messages`, or `prompt` and `completion`, or `prompt`, `answer` and, if it thinks,
+    `thinking`.
+    """
+    for where, row in read_rows(path):
+        if "messages" in row:
+            messages = as_messages(row["messages"], where)
+            prompt, last = messages[:-1], messages[-1]
+        elif "completion" in row:
+            prompt = as_messages(row.get("prompt"), where)
+            last = as_messages(row["completion"], where)[-1]
+        else:
+            prompt = as_messages(row.get("prompt"), where)
+            mode = row.get("mode", "think" if row.get("thinking") else "no_think")
+            text = format_response(mode, row.get("thinking", ""), row.get("answer", ""))
+            last = {"role": "assistant", "content": text}
+        if not prompt or not parse_response(last["content"]).well_formed:
+            raise InputError(
+                f"{where}: expected a prompt and a response of the form "
+                "<think>…</think>answer or <no_think>answer</no_think>"
+            )
+        yield where, prompt, last["content"]
+
+
+def read_queries(path: str | Path) -> list[Query]:
+    """The queries of a file for RL or evaluation: `prompt` and `answer`, a string or a list.
+
+    Also read: `problem` for `prompt`; `solution` or `reward_model.ground_truth` for `answer`.
+    """
+    queries = []
+    for where, row in read_rows(path):
+        prompt = as_messages(row.get("prompt", row.get("problem")), where)
+        reward_model = row.get("reward_model")
+        truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
+        answer = row.get("answer", row.get("solution", truth))
+        answers = answer if isinstance(answer, list) else [answer]
+        if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+            raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
+        level, domain = (str(row.get(key, "")) for key in ("level", "domain"))
+        queries.append(Query(prompt, answers, level, domain or str(row.get("source", "all"))))
+    return queries
+
+
+@dataclass
+class Judged:
+    """A sampled response with its reward."""
+
+    mode: int  # THINK, NO_THINK, or NEITHER: the tag that opens it
+    reward: float  # Eq. 7's rule: 1 if finished, well formed and right, else 0
+    length: int  # in generated tokens
+    finished: bool
+    well_formed: bool
+    leaked: bool  # a think tag inside a no-think response
+    text: str
+
+
+def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
+    """r(o) of Eq. 7 by rule. A response cut at the length limit is malformed: it has no end."""
+    text = tokenizer.decode(completion.ids[: -1 if completion.finished else None])
+    response = parse_response(text)
+    well_formed = response.well_formed and completion.finished
+    right = well_formed and any(exact_match(response.answer, gold) for gold in query.answers)
+    return Judged(
+        mode=NEITHER if response.mode is None else MODES.index(response.mode),
+        reward=float(right),
+        length=len(completion.ids),
+        finished=completion.finished,
+        well_formed=well_formed,
+        leaked=response.mode == "no_think" and ("<think>" in text or "</think>" in text),
+        text=text,
+    )
+
+
+# ------------------------------------------------------------------------ hybrid accuracy, §2.1, 2.4
+
+
+def best_modes(
+    think_rewards: Tensor,
+    no_think_rewards: Tensor,
+    think_lengths: Tensor,
+    no_think_lengths: Tensor,
+    margin: float,
+) -> Tensor:
+    """m_gt of §2.4, the sampled m* of Eq. 2: (K, G) each -> (K,) of 0 (think) or 1 (no_think).
+
+    The mode with the higher mean reward; where the means are equal or closer than `margin`, the
+    mode with the shorter mean response; where these are equal too, no_think.
+    """
+    gap = think_rewards.double().mean(1) - no_think_rewards.double().mean(1)  # (K,)
+    think_shorter = think_lengths.double().mean(1) < no_think_lengths.double().mean(1)
+    tie = (gap.abs() < 1e-6) | (gap.abs() < margin - 1e-6)  # 1e-6: a mean of floats is not exact
+    return torch.where(tie, ~think_shorter, gap < 0).long()
+
+
+def hybrid_accuracy(
+    think_rewards: Tensor,
+    no_think_rewards: Tensor,
+    think_lengths: Tensor,
+    no_think_lengths: Tensor,
+    chosen: Tensor,
+    margin: float,
+) -> float:
+    """H_acc (Eq. 13): how often the mode that the model chose is the better one.
+
+    The first four: (K, G), of the two forced modes. chosen: (K, S), the mode of each free response:
+    0 (think), 1 (no_think), or −1 (opened with neither tag, always wrong).
+    """
+    best = best_modes(think_rewards, no_think_rewards, think_lengths, no_think_lengths, margin)
+    return (chosen == best[:, None]).double().mean().item()  # Eq. 13
+
+
+# --------------------------------------------------------------------------- processes and sharding
+
+
+@dataclass
+class Runtime:
+    """This process among all of them."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    bf16: bool  # compute in bf16; parameters and optimizer state stay in fp32
+
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """This rank's items of a global list, which `gather` puts back in order."""
+        return list(items[self.rank :: self.world_size])
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        """The global list, on every rank, from each rank's `share` of it."""
+        if self.world_size == 1:
+            return mine
+        parts: list[list[Any]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(parts, mine)
+        return [
+            parts[i % self.world_size][i // self.world_size] for i in range(sum(map(len, parts)))
+        ]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start(bf16: bool | None) -> Runtime:
+    """Join the processes that torchrun started, or be the only one. bf16 None: yes on a GPU."""
+    cuda = torch.cuda.is_available()
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if cuda
+        else torch.device("cpu")
+    )
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    bf16 = cuda if bf16 is None else bf16
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if not dist.is_initialized() and (world_size > 1 or bf16):
+        alone = {} if world_size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group("nccl" if cuda else "gloo", **alone)
+    return Runtime(int(os.environ.get("RANK", "0")), world_size, device, bf16)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(model: Transformer, runtime: Runtime, gradient_checkpointing: bool) -> Transformer:
+    """Split parameters, gradients and optimizer state over the ranks, block by block (FSDP2).
+
+    Gradients are summed, not averaged: the losses divide by global counts themselves. One process
+    in fp32 needs none of this and keeps the plain module.
+    """
+    blocks = model.model["layers"]
+    for block in blocks:
+        block.gradient_checkpointing = gradient_checkpointing
+    if runtime.world_size == 1 and not runtime.bf16:
+        return model
+    policy = MixedPrecisionPolicy()
+    if runtime.bf16:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for module in (*blocks, model):
+        fully_shard(module, mp_policy=policy)
+    for module in (*blocks, model):
+        module.set_gradient_divide_factor(1.0)
+        if runtime.device.type == "cpu":
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+    return model
+
+
+@contextlib.contextmanager
+def gathered(model: Transformer) -> Iterator[None]:
+    """Keep all parameters of a sharded model whole, so that `generate` communicates nothing.
+
+    Ranks finish their responses at different times; a collective inside the decoding loop would
+    leave the slower ones waiting for ever.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.set_reshard_after_forward(False)
+    with torch.no_grad():
+        model(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+    try:
+        yield
+    finally:
+        for block in model.model["layers"]:
+            block.set_reshard_after_forward(True)
+            block.reshard()
+        model.reshard()
+
+
+# ------------------------------------------------------------------------------ scoring of responses
+
+
+class Scores(NamedTuple):
+    """Per token of each response, (R, T), zero past its end."""
+
+    log_probs: Tensor  # fp32, differentiable
+    entropy: Tensor  # fp32, nats
+    correct: Tensor  # 1 where the token is the likeliest one
+    mask: Tensor  # bool: inside the response; from lengths, so a stop token is as good as any
+
+
+def score_responses(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+) -> Scores:
+    """log π(o_t | q, o_{<t}) of given responses, as the sampler would have drawn them."""
+    device = next(model.parameters()).device
+    lengths = torch.tensor([len(r) for r in responses])
+    longest = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # (R, L), right-padded
+    scored = torch.zeros(len(prompts), longest, dtype=torch.bool)  # where a next token is scored
+    for row, where, prompt, response in zip(ids, scored, prompts, responses):
+        end = len(prompt) + len(response)
+        row[:end] = torch.tensor([*prompt, *response])
+        where[len(prompt) - 1 : end - 1] = True
+    targets = torch.tensor([token for response in responses for token in response])  # (n,)
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)  # (R, T)
+    scored, targets = scored.to(device), targets.to(device)
+
+    def head(hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+        return score_tokens(hidden[scored], logits, targets, temperature, model.config.vocab_size)
+
+    columns = model(ids.to(device), head=head)  # (n, 3)
+    grids = [torch.zeros(mask.shape, device=device) for _ in range(3)]
+    return Scores(*(g.masked_scatter(mask, c) for g, c in zip(grids, columns.unbind(1))), mask)
+
+
+def score_tokens(
+    hidden: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    temperature: float,
+    vocab_size: int,
+) -> Tensor:
+    """(n, C), (n,) -> (n, 3): log-prob of each target, entropy, whether the target is the argmax.
+
+    Of the (n, V) logits at most MAX_LOGITS exist at a time: they are made chunk by chunk, and made
+    again in the backward pass.
+    """
+
+    def chunk(hidden: Tensor, targets: Tensor) -> Tensor:
+        scores = torch.log_softmax(logits(hidden).float() / temperature, dim=-1)  # fp32
+        with torch.no_grad():
+            entropy = torch.special.entr(scores.exp()).sum(-1)
+            correct = (scores.argmax(-1) == targets).float()
+        log_probs = scores.gather(1, targets[:, None]).squeeze(1)
+        return torch.stack([log_probs, entropy, correct], dim=1)
+
+    rows = max(1, MAX_LOGITS // vocab_size)
+    if len(targets) <= rows:
+        return chunk(hidden, targets)
+    pieces = zip(hidden.split(rows), targets.split(rows))
+    return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
+
+
+def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices in groups of `size`, like lengths together, so that little is padding."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def micro_batch_size(name: str, batch: int, rows_each: int, settings: Any, runtime: Runtime) -> int:
+    """Rows in a micro-batch: per_device_train_batch_size, or a rank's whole share if that is less.
+
+    `batch` items of `rows_each` rows make a step; `name` is the setting that says so. Nothing is
+    rounded: raises InputError where a division leaves a remainder.
+    """
+    world, wanted = runtime.world_size, settings.per_device_train_batch_size
+    if batch < 1 or wanted < 1:
+        raise InputError(f"{name} and per_device_train_batch_size must be at least 1")
+    if batch % world:
+        raise InputError(f"{name} = {batch} does not divide by {world} processes")
+    share = batch // world * rows_each
+    if share % min(wanted, share):
+        raise InputError(
+            f"{name} = {batch} gives each process {share} rows a step, which do not divide into "
+            f"micro-batches of per_device_train_batch_size = {wanted}"
+        )
+    return min(wanted, share)
+
+
+def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The rows of a step: epoch after epoch, each in an order of its own. A function of its
+    arguments alone, so that resuming needs no state."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return [int(epoch_order(num_rows, i // num_rows, seed)[i % num_rows]) for i in places]
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(mix_seed(seed, "order", epoch)).permutation(num_rows)
+
+
+# -------------------------------------------------------------------------- optimizer, log, checkpoint
+
+
+def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; norms and biases are not decayed."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def optimizer_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float
+) -> float:
+    """Clip by the global gradient norm, which is returned, and update. max_grad_norm 0: no clip."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm.item()
+
+
+def scheduled_rate(step: int, steps: int, settings: Any) -> float:
+    """Learning rate of a step (from 0): linear warm-up, then constant or a cosine towards 0."""
+    warmup = math.ceil(steps * settings.warmup_ratio)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.lr_scheduler_type == "constant":
+        return settings.learning_rate
+    done = (step - warmup) / (steps - warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Log:
+    """One JSON object a step in `log.jsonl`, the same numbers on TensorBoard; rank 0 only."""
+
+    def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
+        self.path = folder / "log.jsonl"
+        self.board = None
+        if not is_main_process():
+            return
+        kept = []
+        if start_step and self.path.exists():  # drop what a killed run logged past its checkpoint
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if report_to == "tensorboard":
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError(
+                    "--report_to tensorboard needs `pip install tensorboard`"
+                ) from None
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if not is_main_process():
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items() if self.board else ():
+            self.board.add_scalar(name, value, step)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tokens_seen: int,
+    models: dict[str, Transformer],
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+) -> None:
+    """Everything needed to go on after `step` steps; the previous checkpoint is then deleted.
+
+    There is no random state to save: every random number is a function of the seed, the step and
+    the row it is for.
+    """
+    final, partial = folder / f"checkpoint-{step:06d}", folder / "checkpoint-partial"
+    if runtime.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    runtime.wait()
+    dcp.save(
+        training_state(models, optimizer), checkpoint_id=partial, no_dist=runtime.world_size == 1
+    )
+    runtime.wait()
+    if runtime.rank == 0:
+        write_json(partial / "progress.json", {"step": step, "tokens_seen": tokens_seen})
+        old = list(folder.glob("checkpoint-[0-9]*"))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for path in old:
+            if path != final:
+                shutil.rmtree(path)
+
+
+def training_state(models: dict[str, Transformer], optimizer: torch.optim.Optimizer) -> dict:
+    policy, state = get_state_dict(models["policy"], optimizer)
+    others = {name: model.state_dict() for name, model in models.items() if name != "policy"}
+    return {"policy": policy, "optimizer": state, **others}
+
+
+def load_checkpoint(
+    folder: Path,
+    models: dict[str, Transformer],
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+) -> tuple[int, int]:
+    """Take up the newest checkpoint of `folder`: its step and the tokens seen, 0 if there is none."""
+    found = sorted(folder.glob("checkpoint-[0-9]*"))
+    if not found:
+        return 0, 0
+    done = read_json(found[-1] / "progress.json")
+    state = training_state(models, optimizer)
+    dcp.load(state, checkpoint_id=found[-1], no_dist=runtime.world_size == 1)
+    set_state_dict(
+        models["policy"],
+        optimizer,
+        model_state_dict=state["policy"],
+        optim_state_dict=state["optimizer"],
+    )
+    return done["step"], done["tokens_seen"]
+
+
+def load_policy(
+    folder: str | Path, runtime: Runtime, gradient_checkpointing: bool
+) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer of a folder, fp32, vocabulary fitted, sharded over the ranks."""
+    tokenizer = Tokenizer.from_pretrained(folder)
+    model = Transformer.from_pretrained(folder, device=runtime.device)
+    model.fit_vocabulary(tokenizer)
+    return shard(model, runtime, gradient_checkpointing), tokenizer
+
+
+def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
+    """A folder that `transformers`, vLLM and our own commands load; bf16 if we computed in it."""
+    model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)
+    if runtime.rank == 0:
+        tokenizer.save_pretrained(folder)
+    runtime.wait()
+
+
+def announce(name: str, settings: Any, derived: dict[str, Any], folder: Path) -> None:
+    """Print the resolved settings of a run and keep them, with the versions, in settings.json."""
+    if not is_main_process():
+        return
+    versions = {m.__name__: m.__version__ for m in (torch, tokenizers, safetensors, np)}
+    values = {"settings": dataclasses.asdict(settings), "derived": derived, "versions": versions}
+    print(f"\n{name}")
+    for group, entries in values.items():
+        print(f"  {group}: " + ", ".join(f"{k}={v}" for k, v in entries.items()))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "settings.json", values)
+
+
+def progress(items: Any, description: str, **options: Any) -> tqdm:
+    return tqdm(items, desc=description, disable=not is_main_process(), **options)
+
+
+# -------------------------------------------------------------------- Hybrid Fine-Tuning, §2.2, Eq. 4
+
+
+@dataclass
+class HFTSettings:
+    """Hybrid Fine-Tuning (Eq. 4). Without --model_name_or_path it trains the lab's tiny model."""
+
+    model_name_or_path: str | None = setting(None, "folder of the base model; none: the lab")
+    dataset_name: str | None = setting(None, "HFT rows, .jsonl or .jsonl.gz")
+    output_dir: str = setting("runs/hft", "where the model, log and checkpoints go")
+    num_train_epochs: int = setting(3, "passes over the rows")
+    max_steps: int = setting(0, "stop after so many steps; 0: after num_train_epochs")
+    batch_size: int = setting(128, "rows a step, over all processes")
+    per_device_train_batch_size: int = setting(1, "rows in a micro-batch")
+    learning_rate: float = setting(1e-4, "peak learning rate")
+    lr_scheduler_type: str = setting("cosine", "after warm-up", ("cosine", "constant"))
+    warmup_ratio: float = setting(0.1, "share of the steps in which the rate rises linearly")
+    weight_decay: float = setting(0.0, "AdamW's, on matrices")
+    max_grad_norm: float = setting(1.0, "clip the global gradient norm; 0: never")
+    max_length: int = setting(32768, "rows of more tokens are left out, and counted")
+    gradient_checkpointing: bool = setting(True, "recompute activations in the backward pass")
+    bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
+    save_steps: int = setting(500, "steps between checkpoints")
+    logging_steps: int = setting(10, "steps between log lines")
+    report_to: str = setting("none", "a second place for the log", ("none", "tensorboard"))
+    resume_from_checkpoint: bool = setting(False, "go on from the newest checkpoint")
+    seed: int = setting(0, "of the data order (and of the lab)")
+
+
+LAB = dict(
+    output_dir="runs/lab/hft",
+    batch_size=64,
+    per_device_train_batch_size=32,
+    learning_rate=3e-3,
+    gradient_checkpointing=False,
+)
+
+
+def hft_loss(log_probs: Tensor, mask: Tensor, num_examples: int) -> Tensor:
+    """L_HFT: −Σ_t log π(y_t | x, y_{<t}), averaged over `num_examples`. (R, T), (R, T) -> scalar.
+
+    num_examples: those of the whole step, whatever part of them is in this micro-batch.
+    """
+    return -torch.where(mask, log_probs, 0.0).sum() / num_examples  # Eq. 4
+
+
+def hft(settings: HFTSettings) -> None:
+    """Fine-tune on both formats; leaves a model folder in `output_dir`."""
+    runtime = start(settings.bf16)
+    folder = Path(settings.output_dir)
+    if settings.model_name_or_path is None:
+        base, files = prepare_lab(folder.parent, settings.seed, runtime)
+        given = settings.dataset_name
+        settings = dataclasses.replace(
+            settings, model_name_or_path=str(base), dataset_name=given or str(files["hft"])
+        )
+    if settings.dataset_name is None:
+        raise InputError("give --dataset_name, a file of HFT rows")
+    micro_batch = micro_batch_size("batch_size", settings.batch_size, 1, settings, runtime)
+    policy, tokenizer = load_policy(
+        settings.model_name_or_path, runtime, settings.gradient_checkpointing
+    )
+    rows, too_long = [], 0
+    for _, messages, text in progress(
+        read_hft_rows(settings.dataset_name), "reading", unit=" rows"
+    ):
+        prompt, response = tokenizer.encode_chat(messages), tokenizer.encode(text)
+        response.append(tokenizer.eos_ids[0])  # trained like any other token
+        if len(prompt) + len(response) <= settings.max_length:
+            rows.append((prompt, response))
+        else:
+            too_long += 1
+    if not rows:
+        raise InputError(f"{settings.dataset_name}: every row is longer than max_length")
+    steps = settings.max_steps or math.ceil(
+        len(rows) * settings.num_train_epochs / settings.batch_size
+    )
+    optimizer = make_optimizer(policy, settings.weight_decay)
+    first = tokens_seen = 0
+    if settings.resume_from_checkpoint:
+        first, tokens_seen = load_checkpoint(folder, {"policy": policy}, optimizer, runtime)
+    derived = {
+        "processes": runtime.world_size,
+        "device": runtime.device.type,
+        "micro_batch": micro_batch,
+        "gradient_accumulation_steps": settings.batch_size // runtime.world_size // micro_batch,
+        "rows": len(rows),
+        "rows_too_long": too_long,
+        "steps": steps,
+        "first_step": first,
+    }
+    announce("Hybrid Fine-Tuning", settings, derived, folder)
+    log = Log(folder, first, settings.report_to)
+    bar = progress(range(first, steps), "HFT", initial=first, total=steps, unit="step")
+    for step in bar:
+        began = time.perf_counter()
+        batch = [
+            rows[i] for i in batch_indices(len(rows), settings.batch_size, step, settings.seed)
+        ]
+        batch = runtime.share(sorted(batch, key=lambda row: len(row[0]) + len(row[1])))
+        totals = torch.zeros(5, dtype=torch.float64, device=runtime.device)
+        for part in micro_batches([len(p) + len(r) for p, r in batch], micro_batch):
+            prompts, responses = zip(*(batch[i] for i in part))
+            scores = score_responses(policy, prompts, responses)
+            loss = hft_loss(scores.log_probs, scores.mask, settings.batch_size)
+            loss.backward()
+            sums = [loss.detach(), scores.correct.sum(), scores.entropy.sum(), scores.mask.sum()]
+            totals += torch.stack([*sums, totals.new_tensor(sum(map(len, prompts)))])
+        rate = scheduled_rate(step, steps, settings)
+        grad_norm = optimizer_step(policy, optimizer, rate, settings.max_grad_norm)
+        loss_sum, correct, entropy, tokens, prompt_tokens = runtime.sum(totals).tolist()
+        tokens_seen += int(tokens + prompt_tokens)
+        if (step + 1) % settings.logging_steps == 0 or step + 1 == steps:
+            seconds = time.perf_counter() - began
+            values = {
+                "loss": loss_sum,
+                "mean_token_accuracy": correct / tokens,
+                "entropy": entropy / tokens,
+                "grad_norm": grad_norm,
+                "learning_rate": rate,
+                "epoch": (step + 1) * settings.batch_size / len(rows),
+                "num_tokens": tokens_seen,
+                "step_time": seconds,
+                "tokens_per_second": (tokens + prompt_tokens) / seconds,
+            }
+            log.write(step + 1, values)
+            bar.set_postfix(loss=f"{loss_sum:.3f}", accuracy=f"{correct / tokens:.3f}")
+        if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
+            save_checkpoint(folder, step + 1, tokens_seen, {"policy": policy}, optimizer, runtime)
+    save_policy(policy, tokenizer, folder, runtime)
+
+
+def prepare_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[str, Path]]:
+    """Make the lab of `data/lab.py` under `folder`, once: an untrained model and its data files."""
+    base, data = folder / "base", folder / "data"
+    if runtime.rank == 0 and not (base / "model.safetensors").exists():
+        lab.write(base, data, seed)
+        config = Config.from_pretrained(base)
+        Transformer(config).initialize(seed).save_pretrained(base)
+    runtime.wait()
+    made_with = json.loads((data / "seed.json").read_text(encoding="utf-8"))
+    if made_with != seed:
+        raise InputError(f"{folder} holds the lab of seed {made_with}: choose another --output_dir")
+    return base, {name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}
+
+
+# ---------------------------------------------------------------------------------------- evaluation
+
+
+@dataclass
+class EvalOptions:
+    """How to evaluate."""
+
+    eval_domain: str | None = setting(None, "domain of the headline figures; none: all rows")
+    eval_num_generations: int = setting(4, "responses per query and mode, and as many free ones")
+    eval_temperature: float = setting(0.6, "sampling temperature of evaluations")
+    eval_top_p: float = setting(0.95, "nucleus of evaluations")
+    eval_batch_size: int = setting(64, "queries evaluated at once by each process")
+    max_completion_length: int = setting(4096, "tokens a response may have")
+    hacc_margin: float = setting(0.05, "mean rewards closer than this count as equal (Eq. 13)")
+
+
+@dataclass
+class EvalSettings(EvalOptions):
+    """Accuracy, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on a file of queries."""
+
+    model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
+    dataset_name: str = setting("runs/lab/data/test.jsonl", "queries, .jsonl or .jsonl.gz")
+    output_dir: str | None = setting(None, "where eval.json and responses.jsonl go; none: nowhere")
+    bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
+    seed: int = setting(0, "of the sampling")
+
+
+FORCED_AND_FREE = ("think", "no_think", "free")
+
+
+@dataclass
+class Record:
+    """A query and, for each of FORCED_AND_FREE, its judged responses."""
+
+    query: Query
+    responses: dict[str, list[Judged]]
+
+
+def evaluate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    queries: Sequence[Query],
+    settings: EvalOptions,
+    runtime: Runtime,
+    description: str,
+    seed: int = 0,
+) -> list[Record]:
+    """Answer every query in both forced modes and freely; the records of all ranks, in order."""
+    mine = runtime.share(range(len(queries)))
+    k, records = settings.eval_num_generations, []
+    model.eval()
+    with gathered(model), progress(None, description, total=len(mine), unit="query") as bar:
+        for i in range(0, len(mine), settings.eval_batch_size):
+            part = mine[i : i + settings.eval_batch_size]
+            prompts = [tokenizer.encode_chat(queries[q].prompt) for q in part]
+            sampled = generate(
+                model,
+                [prompt for prompt in prompts for _ in FORCED_AND_FREE],
+                modes=[*MODES, None] * len(part),
+                num_generations=k,
+                max_new_tokens=settings.max_completion_length,
+                temperature=settings.eval_temperature,
+                top_p=settings.eval_top_p,
+                eos_ids=tokenizer.eos_ids,
+                think_id=tokenizer.think_id,
+                no_think_id=tokenizer.no_think_id,
+                seed=[mix_seed(seed, "eval", q, how) for q in part for how in FORCED_AND_FREE],
+            )
+            for j, q in enumerate(part):
+                groups = zip(FORCED_AND_FREE, sampled[3 * j : 3 * j + 3])
+                judged = {
+                    how: [judge(queries[q], c, tokenizer) for c in completions]
+                    for how, completions in groups
+                }
+                records.append(Record(queries[q], judged))
+            bar.update(len(part))
+    model.train()
+    return runtime.gather(records)
+
+
+def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
+    """The figures of a set of records. Free sampling's own are at the top level."""
+
+    def grid(how: str, value: Callable[[Judged], float]) -> Tensor:  # (K, G) or (K, S)
+        return torch.tensor([[value(j) for j in r.responses[how]] for r in records], dtype=float)
+
+    rewards = {how: grid(how, lambda j: j.reward) for how in FORCED_AND_FREE}
+    lengths = {how: grid(how, lambda j: j.length) for how in FORCED_AND_FREE}
+    chosen = {how: grid(how, lambda j: j.mode) for how in FORCED_AND_FREE}
+
+    def figures(how: str) -> dict[str, float]:
+        return {
+            "accuracy": rewards[how].mean().item(),
+            "think_ratio": (chosen[how] == THINK).double().mean().item(),
+            "mean_tokens": lengths[how].mean().item(),
+            "hybrid_accuracy": hybrid_accuracy(
+                rewards["think"],
+                rewards["no_think"],
+                lengths["think"],
+                lengths["no_think"],
+                chosen[how],
+                margin,
+            ),
+            "malformed_ratio": 1 - grid(how, lambda j: j.well_formed).mean().item(),
+            "clipped_ratio": 1 - grid(how, lambda j: j.finished).mean().item(),
+        }
+
+    forced = {mode: figures(mode) for mode in MODES}
+    accuracies = {f"{mode}_accuracy": forced[mode]["accuracy"] for mode in MODES}
+    return {"queries": len(records), **figures("free"), **accuracies, **forced}
+
+
+def results(records: Sequence[Record], margin: float, domain: str | None) -> dict[str, Any]:
+    """Headline figures of `domain` (None: of all), the same by level, and those of every domain."""
+    head = [r for r in records if domain is None or r.query.domain == domain]
+    if not head:
+        raise InputError(f"no query has the domain {domain!r}")
+
+    def split(records: Sequence[Record], key: Callable[[Query], str]) -> dict[str, Any]:
+        parts: dict[str, list[Record]] = {}
+        for record in records:
+            parts.setdefault(key(record.query), []).append(record)
+        return {name: summarize(part, margin) for name, part in sorted(parts.items()) if name}
+
+    return {
+        "domain": domain or "all",
+        **summarize(head, margin),
+        "by_level": split(head, lambda q: q.level),
+        "by_domain": split(records, lambda q: q.domain),
+    }
+
+
+def results_table(rows: dict[str, dict[str, float]]) -> str:
+    """One line per named row of figures."""
+    lines = [f"{'':24}{'accuracy':>10}{'think ratio':>13}{'mean tokens':>13}{'H_acc':>8}"]
+    for name, f in rows.items():
+        line = f"{name:24}{f['accuracy']:10.3f}{f['think_ratio']:13.3f}{f['mean_tokens']:13.1f}"
+        lines.append(line + f"{f['hybrid_accuracy']:8.3f}")
+    return "\n".join(lines)
+
+
+def level_bars(name: str, result: dict[str, Any]) -> str:
+    """Think ratio by level, as bars."""
+    lines = [f"think ratio by level, {name}"]
+    for level, f in result["by_level"].items():
+        bar = "█" * round(20 * f["think_ratio"])
+        lines.append(f"  level {level} {bar:░<20} {f['think_ratio']:.2f}")
+    return "\n".join(lines)
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Every response with its judgement, one query a line."""
+    lines = [json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in records]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def run_eval(settings: EvalSettings) -> None:
+    """The `eval` command."""
+    runtime = start(settings.bf16)
+    queries = read_queries(settings.dataset_name)
+    model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
+    records = evaluate(model, tokenizer, queries, settings, runtime, "evaluation", settings.seed)
+    result = results(records, settings.hacc_margin, settings.eval_domain)
+    if runtime.rank > 0:
+        return
+    rows = {"forced think": result["think"], "forced no-think": result["no_think"], "free": result}
+    print(f"\n{len(records)} queries, headline domain: {result['domain']}")
+    print(results_table(rows))
+    if result["by_level"]:
+        print(level_bars("free", result))
+    if settings.output_dir:
+        folder = Path(settings.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "eval.json", result)
+        write_records(folder / "responses.jsonl", records)
+
+
+# -------------------------------------------------------------------------------------- command line
+
+
+def main() -> None:
+    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if command == "hft":
+        hft(parse_settings(HFTSettings, "lhrm.py hft", arguments, lab=LAB))
+    elif command == "eval":
+        run_eval(parse_settings(EvalSettings, "lhrm.py eval", arguments))
+    else:
+        raise InputError(f"unknown command {command!r}: python lhrm.py hft, or python lhrm.py eval")
+    stop()
+
+
+if __name__ == "__main__":
+    run_command(main)
