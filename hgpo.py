@@ -26,7 +26,7 @@ from lhrm import NO_THINK, THINK, Judged, Query, Runtime
 from model import InputError, Tokenizer, Transformer, write_json
 from sample import MODES, generate, mix_seed, parse_settings, run_command, setting
 
-# --------------------------------------------------------------- rewards and advantages, Eq. 8 to 10
+# -------------------------------------------------------------- rewards and advantages, Eq. 8 to 10
 
 
 def mean_rewards(rewards: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def inter_rewards(rewards: Tensor, delta: float) -> Tensor:
 
 
 def intra_rewards(rewards: Tensor) -> Tensor:
-    """r_intra: 1 for every response at the maximum of its mode's group (Eq. 9). (B, M, G) -> same."""
+    """r_intra: 1 for every response at the maximum of its mode (Eq. 9). (B, M, G) -> same."""
     return (rewards == rewards.amax(-1, keepdim=True)).to(rewards.dtype)  # Eq. 9
 
 
@@ -103,7 +103,7 @@ def token_advantages(
     return torch.where(inside, advantages, 0.0)
 
 
-# ---------------------------------------------------------------------------- objective, Eq. 11 and 12
+# ------------------------------------------------------------------------- objective, Eq. 11 and 12
 
 
 def kl_divergence(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def loss_weights(
     return inside * scale
 
 
-# ------------------------------------------------------------------------------------------ settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 @dataclass
@@ -196,21 +196,22 @@ class HGPOSettings(lhrm.EvalOptions):
     seed: int = setting(0, "of data order and sampling (and of the lab)")
 
 
-LAB = dict(
-    output_dir="runs/lab/hgpo",
-    eval_domain="maths",
-    eval_num_generations=8,
-    max_steps=100,
-    num_queries=48,
-    num_generations=8,
-    learning_rate=1e-4,
-    per_device_train_batch_size=96,
-    max_completion_length=64,
-    gradient_checkpointing=False,
-)
+LAB = {  # defaults of the lab, where they differ
+    "output_dir": "runs/lab/hgpo",
+    "eval_domain": "maths",
+    "eval_num_generations": 8,
+    "max_steps": 100,
+    "num_queries": 48,
+    "num_generations": 8,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine",
+    "per_device_train_batch_size": 96,
+    "max_completion_length": 64,
+    "gradient_checkpointing": False,
+}
 
 
-# ----------------------------------------------------------------------------------------- algorithm 1
+# -------------------------------------------------------------------------------------- algorithm 1
 
 
 class Rollout(NamedTuple):
@@ -363,7 +364,7 @@ def train(
             lhrm.save_checkpoint(folder, step + 1, tokens_seen, models, optimizer, runtime)
 
 
-# --------------------------------------------------------------------------------------------- metrics
+# ------------------------------------------------------------------------------------------ metrics
 
 # Sums over the tokens of a micro-batch, from which a step's means are made.
 TOTALS = ("loss", "tokens", "entropy", "kl", "sampler_kl", "clipped_low", "clipped_high")
@@ -448,7 +449,7 @@ def warn_of_collapse(step: int, metrics: dict[str, float], write: Callable[[str]
             write(f"warning: step {step}: under 2% of free responses would open with <{mode}>")
 
 
-# -------------------------------------------------------------------------------------- the whole job
+# ------------------------------------------------------------------------------------ the whole job
 
 
 def run(settings: HGPOSettings) -> None:
@@ -510,7 +511,7 @@ def run(settings: HGPOSettings) -> None:
 
 
 def prepare_lab(settings: HGPOSettings, runtime: Runtime) -> HGPOSettings:
-    """The lab's data and π_HFT, fine-tuned now if that has not been done; settings that name them."""
+    """Settings that name the lab's data and its π_HFT, fine-tuned now if it is not there."""
     folder = Path(settings.output_dir).parent
     _, files = lhrm.prepare_lab(folder, settings.seed, runtime)
     hft_folder = folder / "hft"
@@ -534,7 +535,7 @@ def prepare_lab(settings: HGPOSettings, runtime: Runtime) -> HGPOSettings:
 
 
 def report(outcome: dict[str, Any], records: Sequence[lhrm.Record]) -> None:
-    """The table, the bars and three responses, one from each end of the levels and one off-domain."""
+    """The table, the bars, and responses from both ends of the levels and from off the domain."""
     hft, final = outcome["hft"], outcome["hgpo"]
     rows = {
         "HFT forced think": hft["think"],

@@ -56,7 +56,7 @@ THINK, NO_THINK, NEITHER = 0, 1, -1
 MAX_LOGITS = 2**25  # logits held at once when scoring: 128 MiB in fp32
 
 
-# ---------------------------------------------------------------------------- the response grammar
+# ----------------------------------------------------------------------------- the response grammar
 
 
 class Response(NamedTuple):
@@ -97,7 +97,7 @@ def format_response(mode: str, thinking: str, answer: str) -> str:
     return f"<no_think>{answer}</no_think>"
 
 
-# -------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 
 @dataclass
@@ -158,9 +158,11 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]],
             last = as_messages(row["completion"], where)[-1]
         else:
             prompt = as_messages(row.get("prompt"), where)
-            mode = row.get("mode", "think" if row.get("thinking") else "no_think")
-            text = format_response(mode, row.get("thinking", ""), row.get("answer", ""))
-            last = {"role": "assistant", "content": text}
+            thinking, answer = row.get("thinking", ""), row.get("answer")
+            mode = row.get("mode", "think" if thinking else "no_think")
+            if mode not in MODES or not isinstance(answer, str):
+                raise InputError(f"{where}: expected an answer, and for mode think or no_think")
+            last = {"role": "assistant", "content": format_response(mode, thinking, answer)}
         if not prompt or not parse_response(last["content"]).well_formed:
             raise InputError(
                 f"{where}: expected a prompt and a response of the form "
@@ -218,7 +220,7 @@ def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
     )
 
 
-# ------------------------------------------------------------------------ hybrid accuracy, §2.1, 2.4
+# ----------------------------------------------------------------------- hybrid accuracy, §2.1, 2.4
 
 
 def best_modes(
@@ -297,12 +299,9 @@ class Runtime:
 def start(bf16: bool | None) -> Runtime:
     """Join the processes that torchrun started, or be the only one. bf16 None: yes on a GPU."""
     cuda = torch.cuda.is_available()
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if cuda
-        else torch.device("cpu")
-    )
+    device = torch.device("cpu")
     if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     bf16 = cuda if bf16 is None else bf16
@@ -363,7 +362,7 @@ def gathered(model: Transformer) -> Iterator[None]:
         model.reshard()
 
 
-# ------------------------------------------------------------------------------ scoring of responses
+# ----------------------------------------------------------------------------- scoring of responses
 
 
 class Scores(NamedTuple):
@@ -469,7 +468,7 @@ def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.default_rng(mix_seed(seed, "order", epoch)).permutation(num_rows)
 
 
-# -------------------------------------------------------------------------- optimizer, log, checkpoint
+# ----------------------------------------------------------------------- optimizer, log, checkpoint
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
@@ -580,7 +579,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
 ) -> tuple[int, int]:
-    """Take up the newest checkpoint of `folder`: its step and the tokens seen, 0 if there is none."""
+    """Take up the newest checkpoint of `folder`: its step and tokens seen, 0 and 0 if none."""
     found = sorted(folder.glob("checkpoint-[0-9]*"))
     if not found:
         return 0, 0
@@ -631,7 +630,7 @@ def progress(items: Any, description: str, **options: Any) -> tqdm:
     return tqdm(items, desc=description, disable=not is_main_process(), **options)
 
 
-# -------------------------------------------------------------------- Hybrid Fine-Tuning, §2.2, Eq. 4
+# ------------------------------------------------------------------ Hybrid Fine-Tuning, §2.2, Eq. 4
 
 
 @dataclass
@@ -660,13 +659,13 @@ class HFTSettings:
     seed: int = setting(0, "of the data order (and of the lab)")
 
 
-LAB = dict(
-    output_dir="runs/lab/hft",
-    batch_size=64,
-    per_device_train_batch_size=32,
-    learning_rate=3e-3,
-    gradient_checkpointing=False,
-)
+LAB = {  # defaults of the lab, where they differ
+    "output_dir": "runs/lab/hft",
+    "batch_size": 64,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 3e-3,
+    "gradient_checkpointing": False,
+}
 
 
 def hft_loss(log_probs: Tensor, mask: Tensor, num_examples: int) -> Tensor:
@@ -777,7 +776,7 @@ def prepare_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[s
     return base, {name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}
 
 
-# ---------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 @dataclass
@@ -954,7 +953,7 @@ def run_eval(settings: EvalSettings) -> None:
         write_records(folder / "responses.jsonl", records)
 
 
-# -------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 def main() -> None:

@@ -177,7 +177,7 @@ class KVCache:
         return keys[:, :used], values[:, :used]
 
     def select(self, rows: Tensor) -> None:
-        """Keep `rows`, in that order; a row named several times is copied (prefill once, fan out)."""
+        """Keep `rows` in that order; one named several times is copied (prefill once, fan out)."""
         self.lengths = self.lengths[rows]
         self.layers = {n: [x[rows, : self.size] for x in kv] for n, kv in self.layers.items()}
 
@@ -342,8 +342,8 @@ class Transformer(nn.Module):
         the checkpoint has some; the embedding grows only where it has none.
         """
         self.num_tokens = len(tokenizer)
-        tables = {id(t.weight): t for t in (self.model["embed_tokens"], self.lm_head)}.values()
-        for table in tables:
+        tied = self.config.tie_word_embeddings
+        for table in [self.model["embed_tokens"]] + [self.lm_head] * (not tied):
             mean = table.weight[: min(tokenizer.added_ids, default=0)].mean(0)
             spare = self.num_tokens - table.weight.shape[0]
             if spare > 0:
@@ -479,7 +479,7 @@ def safetensors_names(path: Path) -> list[str]:
 
 
 class Tokenizer:
-    """A `tokenizer.json` with the four mode tags as single tokens, and the chat format around it."""
+    """A `tokenizer.json` with the four mode tags as single tokens, and the chat format."""
 
     TAGS = ("<think>", "</think>", "<no_think>", "</no_think>")
 
@@ -543,7 +543,7 @@ class Tokenizer:
         return self.encode("".join(turns) + "<|im_start|>assistant\n")
 
 
-# --------------------------------------------------------------------------------------- small tools
+# -------------------------------------------------------------------------------------- small tools
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Batched, KV-cached sampling with the mode forced (Eq. 1, 5, 6) or left to the model; a small chat.
+"""Batched, KV-cached sampling, the mode forced (Eq. 1, 5, 6) or left to the model; a small chat.
 
     python sample.py --model_name_or_path runs/lab/hgpo --prompt "7+5-3="
     python sample.py --model_name_or_path runs/lab/hgpo --prompt_file questions.txt --mode think
@@ -187,7 +187,7 @@ def draw(scores: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
     return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
 
 
-# -------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 def setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -326,21 +326,26 @@ def chat(tokenizer: Tokenizer, answer: Callable[..., list[list[Completion]]]) ->
             return
         if question == "/exit":
             return
-        if not question:
-            continue
-        decoder, opened = DecodeStream(skip_special_tokens=False), False
+        if question:
+            completion = answer([question], turn, on_token=streamer(tokenizer))[0][0]
+            print("" if completion.finished else " [cut]")
 
-        def stream(token: int) -> None:
-            nonlocal opened
-            if not opened:
-                names = {tokenizer.think_id: "thinking", tokenizer.no_think_id: "not thinking"}
-                print(f"[{names.get(token, 'opened with neither tag')}] ", end="", flush=True)
-                opened = True
-            if token not in tokenizer.eos_ids:
-                print(decoder.step(tokenizer.backend, token) or "", end="", flush=True)
 
-        completion = answer([question], turn, on_token=stream)[0][0]
-        print("" if completion.finished else " [cut]")
+def streamer(tokenizer: Tokenizer) -> Callable[[int], None]:
+    """A function that prints a response token by token, the mode first."""
+    decoder = DecodeStream(skip_special_tokens=False)
+    opened = False
+
+    def show(token: int) -> None:
+        nonlocal opened
+        if not opened:
+            names = {tokenizer.think_id: "thinking", tokenizer.no_think_id: "not thinking"}
+            print(f"[{names.get(token, 'opened with neither tag')}] ", end="", flush=True)
+            opened = True
+        if token not in tokenizer.eos_ids:
+            print(decoder.step(tokenizer.backend, token) or "", end="", flush=True)
+
+    return show
 
 
 if __name__ == "__main__":

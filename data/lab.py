@@ -1,11 +1,12 @@
-"""The lab: a generated world in which one sees, in minutes on a laptop, a model learn when to think.
+"""The lab: a generated world in which a model learns, in minutes on a laptop, when to think.
 
     python -m data.lab --output_dir lab --seed 0
 
-Three domains. `maths`: chains such as `7+5-3=` in five levels, k operators at level k, operands 0 to
-9, no running value below 0. Spelling out the steps makes every level easy; answering at once is easy
-at level 1 and out of reach at level 5. `code`: the same depths as straight-line programs, such as
-`x=7;x+=5;print(x)`; RL never sees it. `general`: greetings and one-word facts, which need no thought.
+Three domains. `maths`: chains such as `7+5-3=` in five levels, k operators at level k, operands 0
+to 9, no running value below 0. Spelling out the steps makes every level easy; answering at once is
+easy at level 1 and out of reach at level 5. `code`: the same depths as straight-line programs, such
+as `x=7;x+=5;print(x)`; RL never sees it. `general`: greetings and one-word facts, which need no
+thought.
 
 In the HFT rows the mode depends on the domain (mostly think in maths, mostly no_think elsewhere, as
 in the paper's data) but never on the level: what to think about is for RL to find out. Test
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import tokenizers

@@ -1,0 +1,210 @@
+"""hgpo.py: every equation against numbers worked out by hand, and Alg. 1 as a whole."""
+
+import math
+
+import pytest
+import torch
+
+import hgpo
+from hgpo import (
+    inter_advantages,
+    inter_rewards,
+    intra_advantages,
+    intra_rewards,
+    kl_divergence,
+    loss_weights,
+    mean_rewards,
+    policy_loss,
+    token_advantages,
+)
+
+# One query, N = 6: think is right twice in three, no_think once.
+REWARDS = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])
+
+
+# ----------------------------------------------------------------------------- rewards, Eq. 8 and 9
+
+
+def test_eq8_mean_reward_of_each_mode():
+    torch.testing.assert_close(mean_rewards(REWARDS), torch.tensor([[2 / 3, 1 / 3]]))
+
+
+@pytest.mark.parametrize(
+    "delta, think, no_think",
+    [(0.0, 1, 0), (0.2, 1, 0), (1 / 3, 1, 1), (0.4, 0, 1)],
+)
+def test_eq9_inter_rewards_go_to_the_mode_with_the_higher_mean_after_delta(delta, think, no_think):
+    expected = torch.tensor([[[think] * 3, [no_think] * 3]]).float()
+    assert torch.equal(inter_rewards(REWARDS, delta), expected)
+
+
+def test_eq9_a_tie_up_to_rounding_rewards_both_modes():
+    rewards = torch.tensor([[[0.8] * 4, [0.6] * 4]])  # 0.6 + 0.2 is not 0.8 in fp32
+    assert inter_rewards(rewards, 0.2).min() == 1
+    assert torch.equal(inter_advantages(rewards, 0.2), torch.zeros(1, 2, 4))
+
+
+def test_eq9_intra_rewards_go_to_every_response_at_the_maximum_of_its_mode():
+    rewards = torch.tensor([[[0.1, 0.9, 0.9], [0.2, 0.2, 0.2]]])
+    expected = torch.tensor([[[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]]])
+    assert torch.equal(intra_rewards(rewards), expected)
+
+
+# -------------------------------------------------------------------- advantages, Eq. 10, 22 and 23
+
+
+def test_eq10_intra_advantages_are_normalised_within_a_mode_by_the_population_std():
+    # think: r_intra = 1, 0, 1: mean 2/3, std √2/3.   no_think: 0, 1, 0: mean 1/3, std √2/3.
+    a, b = (1 / 3) / (math.sqrt(2) / 3), (2 / 3) / (math.sqrt(2) / 3)
+    expected = torch.tensor([[[a, -b, a], [-a, b, -a]]])
+    torch.testing.assert_close(intra_advantages(REWARDS), expected)
+
+
+def test_eq10_inter_advantages_are_normalised_over_all_n():
+    expected = torch.tensor([[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]])
+    torch.testing.assert_close(inter_advantages(REWARDS, 0.2), expected)
+    torch.testing.assert_close(inter_advantages(REWARDS, 0.4), -expected)
+
+
+@pytest.mark.parametrize("estimator", hgpo.ESTIMATORS)
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0, -7.7])
+def test_a_constant_group_has_exactly_zero_advantage(estimator, value):
+    rewards = torch.full((3, 2, 4), value)
+    assert torch.equal(intra_advantages(rewards, estimator), torch.zeros(3, 2, 4))
+    assert torch.equal(inter_advantages(rewards, 0.0, estimator), torch.zeros(3, 2, 4))
+
+
+@pytest.mark.parametrize("estimator", hgpo.ESTIMATORS)
+def test_one_response_a_mode_gives_no_nan(estimator):
+    rewards = torch.tensor([[[1.0], [0.0]]])
+    assert torch.equal(intra_advantages(rewards, estimator), torch.zeros(1, 2, 1))
+    assert inter_advantages(rewards, 0.2, estimator).isfinite().all()
+
+
+def test_eq23_rloo_leaves_one_out_of_its_mode_and_out_of_all_n():
+    # r_intra = 1, 0, 1 and 0, 1, 0; each less the mean of the other two of its mode.
+    intra = torch.tensor([[[0.5, -1.0, 0.5], [-0.5, 1.0, -0.5]]])
+    torch.testing.assert_close(intra_advantages(REWARDS, "rloo"), intra)
+    # r_inter = 1, 1, 1 and 0, 0, 0; each less the mean of the other five: 2/5 or 3/5.
+    inter = torch.tensor([[[0.6] * 3, [-0.6] * 3]])
+    torch.testing.assert_close(inter_advantages(REWARDS, 0.2, "rloo"), inter)
+
+
+def test_eq22_reinforce_has_no_baseline_and_discounts_from_the_last_token():
+    intra = intra_advantages(REWARDS, "reinforce++")
+    inter = inter_advantages(REWARDS, 0.2, "reinforce++")
+    assert torch.equal(intra, REWARDS)
+    lengths = torch.tensor([3, 2, 1, 1, 2, 1])
+    result = token_advantages(intra, inter, lengths, alpha=2.0, gamma=0.5)
+    expected = torch.tensor(
+        [
+            [0.25 + 2.0, 0.5, 1.0],  # γ^{|o|−t} r_intra, and α r_inter on the tag
+            [0.0 + 2.0, 0.0, 0.0],
+            [1.0 + 2.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0],
+            [0.5, 1.0, 0.0],
+            [0.0, 0.0, 0.0],
+        ]
+    )
+    torch.testing.assert_close(result, expected)
+
+
+def test_eq10_only_the_mode_tag_carries_the_inter_advantage():
+    intra = torch.tensor([[[1.0, -1.0], [0.5, -0.5]]])
+    inter = torch.tensor([[[2.0, 2.0], [-2.0, -2.0]]])
+    result = token_advantages(intra, inter, torch.tensor([4, 2, 1, 3]), alpha=0.5)
+    expected = torch.tensor(
+        [
+            [2.0, 1.0, 1.0, 1.0],
+            [0.0, -1.0, 0.0, 0.0],
+            [-0.5, 0.0, 0.0, 0.0],
+            [-1.5, -0.5, -0.5, 0.0],
+        ]
+    )
+    torch.testing.assert_close(result, expected)
+
+
+def test_queries_are_told_apart_by_their_place():
+    both = torch.cat([REWARDS, 1 - REWARDS])
+    for function in (intra_advantages, lambda r: inter_advantages(r, 0.2)):
+        torch.testing.assert_close(function(both)[0], function(REWARDS)[0])
+        torch.testing.assert_close(function(both)[1], function(1 - REWARDS)[0])
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(hgpo.InputError, match="grpo, rloo, reinforce"):
+        intra_advantages(REWARDS, "ppo")
+
+
+# ------------------------------------------------------------------------- objective, Eq. 11 and 12
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_eq11_value_and_gradient_of_the_clip(ratio, advantage):
+    epsilon = 0.2
+    log_probs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    loss = policy_loss(log_probs, zero, zero, advantage * one, one, epsilon, 0.0, 1)
+    clipped = min(max(ratio, 1 - epsilon), 1 + epsilon)
+    assert loss.item() == pytest.approx(-min(ratio * advantage, clipped * advantage))
+    loss.backward()
+    # The clip stops a step that would go further the same way; it never stops the way back.
+    stopped = (advantage > 0 and ratio > 1 + epsilon) or (advantage < 0 and ratio < 1 - epsilon)
+    expected = 0.0 if stopped else -ratio * advantage
+    assert log_probs.grad.item() == pytest.approx(expected)
+
+
+def test_eq11_sums_over_tokens_and_divides_by_the_global_number_of_responses():
+    log_probs = torch.zeros(2, 3)
+    advantages = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 99.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    args = (log_probs, log_probs, log_probs, advantages, mask, 0.5, 0.001)
+    assert policy_loss(*args, num_responses=2).item() == pytest.approx(-(6 + 9) / 2)
+    assert policy_loss(*args, num_responses=8).item() == pytest.approx(-(6 + 9) / 8)
+
+
+def test_eq12_k3_is_never_negative_and_has_the_right_gradient():
+    log_probs = torch.tensor([-2.0, -1.0, -0.1], requires_grad=True)
+    ref = torch.tensor([-1.0, -1.0, -3.0])
+    kl = kl_divergence(log_probs, ref)
+    expected = [math.e - 1 - 1, 0.0, math.exp(-2.9) + 2.9 - 1]
+    torch.testing.assert_close(kl.detach(), torch.tensor(expected))
+    kl.sum().backward()
+    torch.testing.assert_close(log_probs.grad, 1 - (ref - log_probs).detach().exp())
+
+
+def test_eq12_enters_the_objective_inside_the_mask_times_beta():
+    log_probs = torch.tensor([[-2.0, -1.0]], requires_grad=True)
+    ref = torch.tensor([[-1.0, -9.0]])
+    mask = torch.tensor([[True, False]])
+    loss = policy_loss(
+        log_probs, log_probs.detach(), ref, torch.zeros(1, 2), mask, 0.5, beta=0.1, num_responses=1
+    )
+    assert loss.item() == pytest.approx(0.1 * (math.e - 2))
+    loss.backward()
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[0.1 * (1 - math.e), 0.0]]))
+
+
+def test_what_lies_past_a_response_cannot_reach_the_loss():
+    log_probs = torch.tensor([[-1.0, math.nan], [math.inf, -math.inf]], requires_grad=True)
+    mask = torch.tensor([[True, False], [False, False]])
+    zero = torch.zeros(2, 2)
+    loss = policy_loss(log_probs, log_probs.detach(), None, zero + 1, mask, 0.5, 0.0, 4)
+    assert loss.item() == pytest.approx(-1 / 4)
+    empty = policy_loss(zero, zero, zero, zero + 1, torch.zeros(2, 2, dtype=bool), 0.5, 0.1, 4)
+    assert empty.item() == 0
+
+
+def test_loss_weights_of_each_normaliser():
+    lengths = torch.tensor([3, 1])
+    inside = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    expected = {
+        "hgpo": inside,
+        "grpo": torch.tensor([[1 / 3] * 3, [1.0, 0.0, 0.0]]),
+        "dapo": inside * 2 / 4,
+        "dr_grpo": inside / 10,
+    }
+    for loss_type in hgpo.LOSS_TYPES:
+        weights = loss_weights(lengths, loss_type, num_responses=2, num_tokens=4, max_tokens=10)
+        torch.testing.assert_close(weights, expected[loss_type])

@@ -1,0 +1,349 @@
+"""lhrm.py: the grammar, the data, Hybrid Accuracy, scoring, batches, and Hybrid Fine-Tuning."""
+
+import gzip
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import lhrm
+from lhrm import (
+    Query,
+    batch_indices,
+    best_modes,
+    format_response,
+    hft_loss,
+    hybrid_accuracy,
+    judge,
+    micro_batch_size,
+    micro_batches,
+    parse_response,
+    read_hft_rows,
+    read_queries,
+    scheduled_rate,
+    score_responses,
+)
+from model import InputError
+from sample import Completion, generate
+
+# -------------------------------------------------------------------------------------- the grammar
+
+
+@pytest.mark.parametrize("mode, thinking", [("think", "7+5=12;\n12-3=9"), ("no_think", "")])
+def test_what_is_formatted_is_parsed_back(mode, thinking):
+    response = parse_response(format_response(mode, thinking, "9"))
+    assert response == (mode, thinking, "9", True)
+
+
+def test_white_space_around_the_parts_does_not_count():
+    assert parse_response("<think>\n a \n</think>\n\n 9 \n") == ("think", "a", "9", True)
+    assert parse_response("<no_think> 9 </no_think>\n") == ("no_think", "", "9", True)
+
+
+MALFORMED = {
+    "": None,
+    "9": None,
+    " <think>a</think>9": None,
+    "</think>9": None,
+    "<think>a": "think",
+    "<think>a</think>": "think",
+    "<think>a</think>  ": "think",
+    "<think> </think>9": "think",
+    "<think>a</think>9</think>": "think",
+    "<think>a<think>b</think>9": "think",
+    "<think>a</think>9<no_think>9</no_think>": "think",
+    "<think>a</no_think>9": "think",
+    "<no_think>9": "no_think",
+    "<no_think></no_think>": "no_think",
+    "<no_think>9</no_think>9": "no_think",
+    "<no_think>9</think>": "no_think",
+    "<no_think><think>a</think>9</no_think>": "no_think",
+    "<no_think>a</think>9</no_think>": "no_think",
+    "<no_think>9</no_think><no_think>9</no_think>": "no_think",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_anything_else_is_malformed(text):
+    assert parse_response(text) == (MALFORMED[text], "", "", False)
+
+
+def completion(tokenizer, text, finished=True):
+    ids = tokenizer.encode(text) + tokenizer.eos_ids[:1] * finished
+    return Completion(ids, [0.0] * len(ids), finished)
+
+
+def test_eq7_reward_is_for_a_right_answer_in_a_whole_response(tokenizer):
+    query = Query([{"role": "user", "content": "7+5="}], ["12", "twelve"], "1", "maths")
+
+    def reward(text, finished=True):
+        return judge(query, completion(tokenizer, text, finished), tokenizer).reward
+
+    assert reward("<think>7+5=12</think>12") == reward("<no_think>12</no_think>") == 1
+    assert reward("<no_think>13</no_think>") == 0
+    assert reward("<no_think>1 2</no_think>") == 0
+    assert reward("12") == 0
+
+
+def test_a_response_cut_at_the_limit_is_malformed_and_earns_nothing(tokenizer):
+    query = Query([], ["12"], "1", "maths")
+    cut = judge(query, completion(tokenizer, "<think>7+5=12</think>12", False), tokenizer)
+    assert (cut.reward, cut.well_formed, cut.finished, cut.length) == (0, False, False, 8)
+
+
+def test_thinking_inside_no_think_earns_nothing_and_is_counted_as_a_leak(tokenizer):
+    query = Query([], ["12"], "1", "maths")
+    text = "<no_think><think>7+5=12</think>12</no_think>"
+    leak = judge(query, completion(tokenizer, text), tokenizer)
+    assert (leak.mode, leak.reward, leak.leaked) == (lhrm.NO_THINK, 0, True)
+    assert not judge(query, completion(tokenizer, "<no_think>12</no_think>"), tokenizer).leaked
+
+
+# ---------------------------------------------------------------------------------------- data rows
+
+
+def write_lines(path, *lines):
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def test_every_form_of_hft_row_is_read(tmp_path):
+    text = "<think>a</think>b"
+    user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": text}
+    path = write_lines(
+        tmp_path / "rows.jsonl.gz",
+        {"messages": [user, assistant]},
+        {"prompt": "q", "completion": text},
+        {"prompt": [user], "completion": [assistant]},
+        {"prompt": "q", "thinking": "a", "answer": "b", "mode": "think"},
+        {"prompt": "q", "thinking": "a", "answer": "b"},
+        {"prompt": "q", "answer": "b"},
+    )
+    rows = [(messages, response) for _, messages, response in read_hft_rows(path)]
+    assert rows == [([user], text)] * 5 + [([user], "<no_think>b</no_think>")]
+
+
+def test_every_form_of_query_is_read(tmp_path):
+    path = write_lines(
+        tmp_path / "rows.jsonl",
+        {"prompt": "q", "answer": "a", "level": 3, "domain": "maths"},
+        {"prompt": [{"role": "user", "content": "q"}], "answer": ["a"], "source": "s"},
+        {"problem": "q", "answer": "a", "difficulty": 1},
+        {"prompt": "q", "solution": "a"},
+        {"prompt": "q", "reward_model": {"ground_truth": "a"}, "data_source": "x"},
+    )
+    queries = read_queries(path)
+    assert all(q.prompt == [{"role": "user", "content": "q"}] for q in queries)
+    assert all(q.answers == ["a"] for q in queries)
+    assert [(q.level, q.domain) for q in queries[:3]] == [("3", "maths"), ("", "s"), ("", "all")]
+
+
+GOOD = {"prompt": "q", "answer": "a"}
+BAD_ROWS = {
+    "empty": ("", "empty row"),
+    "not JSON": ("{", "not JSON"),
+    "no object": ("[1]", "expected a JSON object"),
+    "no prompt": ({"answer": "a"}, "expected a prompt"),
+    "blank prompt": ({"prompt": "  ", "answer": "a"}, "not empty"),
+    "no messages": ({"prompt": [], "answer": "a"}, "expected a prompt"),
+    "odd message": ({"prompt": [7], "answer": "a"}, "a message needs"),
+    "no answer": ({"prompt": "q"}, "expected a"),
+    "blank answer": ({"prompt": "q", "answer": ""}, "expected a"),
+    "answer no text": ({"prompt": "q", "answer": 5}, "expected a"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+@pytest.mark.parametrize("read", [read_hft_rows, read_queries])
+def test_a_bad_row_is_refused_with_its_file_and_line(case, read, tmp_path):
+    row, message = BAD_ROWS[case]
+    path = write_lines(tmp_path / "rows.jsonl", GOOD, row, GOOD)
+    with pytest.raises(InputError) as error:
+        list(read(path))
+    assert f"{path}:2: " in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"completion": "b"}, {"completion": "<think>b"}, {"thinking": "<think>", "answer": "b"},
+     {"mode": "think", "answer": "b"}, {"mode": "maybe", "answer": "b"}],
+)  # fmt: skip
+def test_an_hft_response_outside_the_grammar_is_refused(row, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", {"prompt": "q", **row})
+    with pytest.raises(InputError, match=":1: "):
+        list(read_hft_rows(path))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\n"])
+def test_a_file_that_cannot_be_read_is_refused(content, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="rows.jsonl"):
+        read_queries(path)
+
+
+# ----------------------------------------------------------------------- Hybrid Accuracy, Eq. 2, 13
+
+THINK_REWARDS = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+NO_THINK_REWARDS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+LENGTHS = torch.tensor([[9, 9], [9, 9], [9, 9], [2, 3]]), torch.tensor([[3, 4]] * 4)
+
+
+def test_eq2_the_better_mode_has_the_higher_mean_or_else_is_shorter():
+    best = best_modes(THINK_REWARDS, NO_THINK_REWARDS, *LENGTHS, margin=0.05)
+    assert best.tolist() == [0, 1, 1, 0]
+
+
+def test_eq13_counts_choices_of_the_better_mode():
+    # Two free samples a query; −1 opened with neither tag and is always wrong.
+    chosen = torch.tensor([[0, 0], [1, 0], [1, -1], [-1, -1]])
+    value = hybrid_accuracy(THINK_REWARDS, NO_THINK_REWARDS, *LENGTHS, chosen, margin=0.05)
+    assert value == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+
+
+@pytest.mark.parametrize("margin, best", [(0.0, 0), (0.1, 0), (0.1 + 1e-3, 1)])
+def test_eq13_means_closer_than_the_margin_count_as_equal(margin, best):
+    think, no_think = torch.full((1, 10), 0.9), torch.full((1, 10), 0.8)
+    lengths = torch.full((1, 10), 5), torch.full((1, 10), 2)
+    assert best_modes(think, no_think, *lengths, margin=margin).tolist() == [best]
+
+
+# ----------------------------------------------------------------------------------- scoring, Eq. 4
+
+
+def slow_log_probs(model, prompt, response, temperature=1.0):
+    ids = torch.tensor([[*prompt, *response]])
+    scores = (model(ids)[0] / temperature).log_softmax(-1)
+    return scores[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
+
+
+PROMPTS, RESPONSES = [[1, 2, 3], [4], [5, 6]], [[50, 9, 7], [51, 9, 9, 9, 9], [50]]
+
+
+@pytest.mark.parametrize("max_logits", [2**25, 61 * 2])
+def test_scores_equal_a_plain_forward_in_value_and_gradient(max_logits, monkeypatch):
+    monkeypatch.setattr(lhrm, "MAX_LOGITS", max_logits)
+    model, twin = tiny_model(), tiny_model()
+    scores = score_responses(model, PROMPTS, RESPONSES, temperature=0.7)
+    assert scores.mask.tolist() == [[t < len(r) for t in range(5)] for r in RESPONSES]
+    assert (scores.log_probs[~scores.mask] == 0).all()
+    scores.log_probs.sum().backward()
+    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES)):
+        expected = slow_log_probs(twin, prompt, response, 0.7)
+        torch.testing.assert_close(scores.log_probs[row, : len(response)], expected)
+        expected.sum().backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_entropy_and_accuracy_are_those_of_the_next_token():
+    model = tiny_model()
+    model.num_tokens = 55  # −inf logits must not become NaN
+    scores = score_responses(model, [[1, 2]], [[50, 3]])
+    logits = model(torch.tensor([[1, 2, 50]]))[0, 1:, :55]
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(scores.entropy[0], expected)
+    assert scores.correct[0].tolist() == (logits.argmax(-1) == torch.tensor([50, 3])).tolist()
+
+
+def test_sampler_and_scorer_agree_on_the_sampled_ids(model):
+    groups = generate(
+        model,
+        PROMPTS,
+        max_new_tokens=20,
+        num_generations=4,
+        temperature=1.3,
+        modes=["think", "no_think", None],
+        eos_ids=[7],
+        think_id=50,
+        no_think_id=51,
+    )
+    prompts = [p for p in PROMPTS for _ in range(4)]
+    completions = [c for group in groups for c in group]
+    scores = score_responses(model, prompts, [c.ids for c in completions], temperature=1.3)
+    for row, c in enumerate(completions):
+        torch.testing.assert_close(
+            scores.log_probs[row, : len(c.ids)], torch.tensor(c.log_probs), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_eq4_sums_over_tokens_and_averages_over_examples():
+    log_probs = torch.tensor([[-1.0, -2.0], [-4.0, math.nan]])
+    mask = torch.tensor([[True, True], [True, False]])
+    assert hft_loss(log_probs, mask, 2).item() == pytest.approx((1 + 2 + 4) / 2)
+    assert hft_loss(log_probs, mask, 4).item() == pytest.approx((1 + 2 + 4) / 4)
+
+
+def test_eq4_trains_from_the_mode_tag_to_the_stop_token_and_nothing_else(tokenizer):
+    """The stop token is trained although it also ends the prompt's turn; the prompt is not."""
+    model = tiny_model(vocab_size=len(tokenizer))
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "7+5="}])
+    response = tokenizer.encode("<no_think>12</no_think>") + tokenizer.eos_ids
+    scores = score_responses(model, [prompt], [response])
+    assert scores.mask.sum() == len(response) == 4
+    torch.testing.assert_close(scores.log_probs[0], slow_log_probs(model, prompt, response))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_gradient_is_the_same_for_any_split_into_micro_batches(size):
+    prompts = [[1, 2, 3], [4], [5, 6], [7], [8, 9]]
+    responses = [[50, 9, 7], [51, 9, 9, 9, 9], [50], [51, 3], [50, 1, 2, 3, 4, 5, 6]]
+    whole, split = tiny_model(), tiny_model()
+    scores = score_responses(whole, prompts, responses)
+    hft_loss(scores.log_probs, scores.mask, 5).backward()
+    for part in micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], size):
+        scores = score_responses(split, [prompts[i] for i in part], [responses[i] for i in part])
+        hft_loss(scores.log_probs, scores.mask, 5).backward()
+    for a, b in zip(whole.parameters(), split.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------- batches and schedule
+
+
+def test_micro_batches_hold_every_row_once_with_like_lengths_together():
+    parts = micro_batches([5, 1, 9, 2, 8], 2)
+    assert parts == [[1, 3], [0, 4], [2]]
+
+
+def runtime(world_size):
+    return SimpleNamespace(world_size=world_size)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    def size(batch, world_size, wanted, rows_each=1):
+        settings = SimpleNamespace(per_device_train_batch_size=wanted)
+        return micro_batch_size("batch_size", batch, rows_each, settings, runtime(world_size))
+
+    assert size(64, 2, 8) == 8
+    assert size(64, 8, 32) == 8  # a rank has no more than 8
+    assert size(6, 2, 6, rows_each=4) == 6
+    for bad in [(65, 2, 8), (64, 1, 7), (0, 1, 1), (8, 1, 0)]:
+        with pytest.raises(InputError):
+            size(*bad)
+
+
+def test_an_epoch_takes_every_row_once_and_the_next_in_another_order():
+    order = [i for step in range(6) for i in batch_indices(10, 5, step, seed=0)]
+    first, second, third = order[:10], order[10:20], order[20:]
+    assert sorted(first) == sorted(second) == sorted(third) == list(range(10))
+    assert first != second != third
+    # A batch may straddle two epochs; nothing is dropped or repeated.
+    odd = [i for step in range(10) for i in batch_indices(10, 3, step, seed=0)]
+    assert odd == order
+    assert odd != [i for step in range(10) for i in batch_indices(10, 3, step, seed=1)]
+
+
+def test_the_schedule_warms_up_then_decays_or_stays():
+    def rates(kind):
+        settings = SimpleNamespace(learning_rate=1.0, warmup_ratio=0.2, lr_scheduler_type=kind)
+        return [scheduled_rate(step, 10, settings) for step in range(10)]
+
+    assert rates("constant") == [0.5] + [1.0] * 9
+    cosine = [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(8)]
+    assert rates("cosine") == pytest.approx([0.5, 1.0, *cosine])

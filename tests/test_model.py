@@ -1,0 +1,313 @@
+"""model.py: the decoder against a slow reference, its cache, its files, its tokenizer."""
+
+import json
+import math
+import shutil
+
+import pytest
+import tokenizers
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file, save_file
+
+import model as model_module
+from model import Config, InputError, KVCache, Tokenizer, Transformer
+
+SHAPES = {
+    "qwen2": {},
+    "qwen2 tied": {"tie_word_embeddings": True},
+    "qwen2 one kv head": {"num_key_value_heads": 1},
+    "qwen3": {"model_type": "qwen3", "head_dim": 24},
+    "qwen3 no grouping": {"model_type": "qwen3", "num_key_value_heads": 4},
+}
+
+
+def slow_logits(model: Transformer, ids: list[int]) -> torch.Tensor:
+    """The same network written a second time, token by token and head by head, in fp64."""
+    config = model.config
+    weight = {name: tensor.double() for name, tensor in model.state_dict().items()}
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x / (x.square().mean() + config.rms_norm_eps).sqrt() * weight[name]
+
+    def turn(x: torch.Tensor, position: int) -> torch.Tensor:
+        half, out = len(x) // 2, torch.empty_like(x)
+        for i in range(half):
+            angle = position * config.rope_theta ** (-2 * i / len(x))
+            cos, sin = math.cos(angle), math.sin(angle)
+            out[i] = x[i] * cos - x[i + half] * sin
+            out[i + half] = x[i] * sin + x[i + half] * cos
+        return out
+
+    stream = [weight["model.embed_tokens.weight"][i] for i in ids]
+    size, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
+    for layer in range(config.num_hidden_layers):
+        at = f"model.layers.{layer}."
+        seen: list[dict[str, torch.Tensor]] = []
+        for position, x in enumerate(stream):
+            normed = norm(x, at + "input_layernorm.weight")
+            made = {}
+            for part in "qkv":
+                name = f"{at}self_attn.{part}_proj."
+                made[part] = weight[name + "weight"] @ normed + weight.get(name + "bias", 0)
+            seen.append(made)
+            heads = []
+            for head in range(config.num_attention_heads):
+                mine = slice(head * size, (head + 1) * size)
+                shared = slice(head // group * size, (head // group + 1) * size)
+
+                def ready(part: str, where: slice, at_position: int) -> torch.Tensor:
+                    vector = seen[at_position][part][where]  # noqa: B023
+                    if config.qk_norm:
+                        vector = norm(vector, f"{at}self_attn.{part}_norm.weight")  # noqa: B023
+                    return turn(vector, at_position)
+
+                query = ready("q", mine, position)
+                scores = torch.stack(
+                    [query @ ready("k", shared, j) / math.sqrt(size) for j in range(position + 1)]
+                )
+                values = torch.stack([seen[j]["v"][shared] for j in range(position + 1)])
+                heads.append(scores.softmax(0) @ values)
+            x = x + weight[at + "self_attn.o_proj.weight"] @ torch.cat(heads)
+            normed = norm(x, at + "post_attention_layernorm.weight")
+            gate = weight[at + "mlp.gate_proj.weight"] @ normed
+            up = weight[at + "mlp.up_proj.weight"] @ normed
+            down = weight[at + "mlp.down_proj.weight"] @ (gate * gate.sigmoid() * up)
+            stream[position] = x + down
+    return torch.stack([weight["lm_head.weight"] @ norm(x, "model.norm.weight") for x in stream])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_equal_a_slow_reference(name):
+    model = tiny_model(**SHAPES[name])
+    ids = [5, 17, 3, 3, 60, 0, 9]
+    torch.testing.assert_close(
+        model(torch.tensor([ids]))[0].double(), slow_logits(model, ids), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_equal_transformers(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = tiny_model(**SHAPES[name])
+    model.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_ragged_cached_decoding_equals_an_uncached_forward(name):
+    model = tiny_model(**SHAPES[name])
+    rows = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12]]
+    more = torch.randint(61, (3, 40), generator=torch.Generator().manual_seed(1))
+    ids = torch.zeros(3, 8, dtype=torch.long)
+    for row, known in zip(ids, rows):
+        row[: len(known)] = torch.tensor(known)
+    cache = KVCache(3)
+    model(ids, cache=cache)
+    cache.lengths = torch.tensor([len(row) for row in rows])
+    chunks = [more[:, :1], more[:, 1:4]] + [more[:, t : t + 1] for t in range(4, 40)]
+    cached = torch.cat([model(chunk, cache=cache) for chunk in chunks], dim=1)
+    for row, known in enumerate(rows):
+        whole = model(torch.tensor([[*known, *more[row].tolist()]]))[0, len(known) :]
+        torch.testing.assert_close(cached[row], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_caches_rows_can_be_dropped_reordered_and_copied(model):
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    cache = KVCache(3)
+    model(ids, cache=cache)
+    cache.select(torch.tensor([2, 0, 2]))
+    step = model(torch.tensor([[10], [11], [12]]), cache=cache)[:, 0]
+    for row, known in enumerate(([7, 8, 9, 10], [1, 2, 3, 11], [7, 8, 9, 12])):
+        whole = model(torch.tensor([known]))[0, -1]
+        torch.testing.assert_close(step[row], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_on_the_right_changes_nothing(model):
+    short, long = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 2, 3, 0, 0, 0]])
+    torch.testing.assert_close(model(long)[:, :3], model(short), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    ids, grads = torch.tensor([[1, 2, 3, 4]]), []
+    for on in (False, True):
+        model = tiny_model()
+        for block in model.model["layers"]:
+            block.gradient_checkpointing = on
+        model(ids).logsumexp(-1).sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+# ------------------------------------------------------------------------------------- weight files
+
+
+@pytest.mark.parametrize("shard_bytes", [5 * 10**9, 6000])
+def test_save_load_save_is_byte_identical(shard_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "MAX_SHARD_BYTES", shard_bytes)
+    first, second = tmp_path / "first", tmp_path / "second"
+    tiny_model(tie_word_embeddings=True).save_pretrained(first)
+    Transformer.from_pretrained(first).save_pretrained(second)
+    files = sorted(path.name for path in first.iterdir())
+    assert files == sorted(path.name for path in second.iterdir())
+    assert len(files) > 3 if shard_bytes == 6000 else len(files) == 2
+    assert all((first / f).read_bytes() == (second / f).read_bytes() for f in files)
+
+
+def test_a_loaded_model_computes_the_same_and_keeps_its_head_tied(tmp_path):
+    model = tiny_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    loaded = Transformer.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model["embed_tokens"].weight
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids), model(ids))
+    assert Transformer.from_pretrained(tmp_path, dtype=torch.bfloat16)(ids).dtype == torch.bfloat16
+
+
+def rewrite(change):
+    """Damage that changes the tensors of the weights file."""
+
+    def damage(folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return damage
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def configure(**values):
+    def damage(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return damage
+
+
+NORM = "model.norm.weight"
+BAD_FOLDERS = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    "weights cut off": (cut, f"truncated: {NORM}"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "truncated"),
+    "a pickle": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x05" * 99), "truncated"),
+    "missing tensor": (rewrite(lambda t: t.pop(NORM)), f"missing tensor {NORM}"),
+    "odd tensor": (rewrite(lambda t: t.update(odd=torch.ones(1))), "unexpected tensor odd"),
+    "wrong shape": (rewrite(lambda t: t.update({NORM: torch.ones(3)})), f"{NORM} has shape (3,)"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no such file"),
+    "config no JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+    "mixture of experts": (configure(model_type="qwen3_moe"), "'qwen3_moe' is not supported"),
+    "another family": (configure(model_type="mamba"), "'mamba' is not supported"),
+    "sliding window": (configure(use_sliding_window=True), "sliding-window"),
+    "quantized": (configure(quantization_config={"bits": 4}), "quantized"),
+    "scaled rope": (configure(rope_scaling={"rope_type": "yarn"}), "'yarn'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_bad_model_folder_is_refused_by_name(case, tmp_path):
+    damage, message = BAD_FOLDERS[case]
+    tiny_model().save_pretrained(tmp_path)
+    # The tensor that lies last in the file is the one that a cut loses.
+    tensors = load_file(tmp_path / "model.safetensors")
+    ordered = {n: t for n, t in tensors.items() if n != NORM} | {NORM: tensors[NORM]}
+    save_file(ordered, tmp_path / "model.safetensors")
+    damage(tmp_path)
+    with pytest.raises(InputError) as error:
+        Transformer.from_pretrained(tmp_path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_shard_is_named_with_its_first_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "MAX_SHARD_BYTES", 6000)
+    tiny_model().save_pretrained(tmp_path)
+    gone = sorted(tmp_path.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(InputError, match=f"{gone.name}: missing file, wanted for tensor model."):
+        Transformer.from_pretrained(tmp_path)
+
+
+def test_an_index_cannot_lead_out_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "MAX_SHARD_BYTES", 6000)
+    folder = tmp_path / "inside"
+    tiny_model().save_pretrained(folder)
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    shutil.move(shard, tmp_path / shard.name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(shard.name, f"../{shard.name}"))
+    with pytest.raises(InputError, match="missing file"):
+        Transformer.from_pretrained(folder)
+
+
+def test_config_keys_that_we_do_not_know_survive(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    configure(bos_token_id=7, rope_parameters={"rope_type": "default", "rope_theta": 5e5})(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_theta"})
+    )
+    config = Config.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    assert config.rope_theta == 5e5
+    assert json.loads(path.read_text())["bos_token_id"] == 7
+
+
+# ---------------------------------------------------------------------------------------- tokenizer
+
+
+def bare_tokenizer(folder, size=40):
+    """A checkpoint without mode tags: `size` tokens, of which the last is the end of sequence."""
+    vocabulary = {chr(ord("0") + i): i for i in range(size - 1)} | {"<eos>": size - 1}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [size - 1, 3]}))
+    return folder
+
+
+def test_missing_tags_become_single_tokens_and_stay_so(tmp_path):
+    tokenizer = Tokenizer.from_pretrained(bare_tokenizer(tmp_path))
+    assert len(tokenizer) == 44 and tokenizer.added_ids == [40, 41, 42, 43]
+    ids = tokenizer.encode("<no_think>12</no_think>")
+    assert ids == [tokenizer.no_think_id, 1, 2, tokenizer.end_no_think_id]
+    assert tokenizer.decode(ids) == "<no_think>12</no_think>"
+    tokenizer.save_pretrained(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.added_ids == [] and again.encode("<think>") == tokenizer.encode("<think>")
+
+
+def test_every_end_of_sequence_id_is_read(tmp_path):
+    assert Tokenizer.from_pretrained(bare_tokenizer(tmp_path)).eos_ids == [39, 3]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tags_take_spare_rows_as_the_mean_embedding(tied, tmp_path):
+    tokenizer = Tokenizer.from_pretrained(bare_tokenizer(tmp_path))
+    model = tiny_model(tie_word_embeddings=tied)
+    mean = model.model["embed_tokens"].weight[:40].mean(0)
+    model.fit_vocabulary(tokenizer)
+    assert model.config.vocab_size == 61  # room enough: nothing grows
+    torch.testing.assert_close(model.model["embed_tokens"].weight[43], mean)
+    logits = model(torch.tensor([[1, 2]]))
+    assert (logits[..., 44:] == -torch.inf).all() and logits[..., :44].isfinite().all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embedding_grows_only_where_no_row_is_spare(tied, tmp_path):
+    tokenizer = Tokenizer.from_pretrained(bare_tokenizer(tmp_path))
+    model = tiny_model(tie_word_embeddings=tied, vocab_size=42)
+    before = model(torch.tensor([[1, 2]]))[..., :40]
+    model.fit_vocabulary(tokenizer)
+    after = model(torch.tensor([[1, 2]]))
+    assert model.config.vocab_size == after.shape[-1] == 44
+    torch.testing.assert_close(after[..., :40], before)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(Transformer.from_pretrained(tmp_path)(torch.tensor([[1, 2]])), after)

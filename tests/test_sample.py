@@ -1,0 +1,150 @@
+"""sample.py: what is drawn, from which distribution, and that nothing but the seed decides it."""
+
+import json
+
+import pytest
+import torch
+from conftest import run, tiny_model
+
+from model import InputError
+from sample import draw, generate
+
+IDS = {"eos_ids": [7, 8], "think_id": 50, "no_think_id": 51}
+PROMPTS = [[1, 2, 3, 4, 5, 6], [9, 10], [11], [1, 2, 3, 4, 5, 6]]
+
+
+def flat(groups):
+    return [completion for group in groups for completion in group]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_sampled_log_probs_equal_one_uncached_forward_of_a_ragged_batch(model, temperature):
+    groups = generate(
+        model,
+        PROMPTS,
+        max_new_tokens=30,
+        num_generations=5,
+        temperature=temperature,
+        modes=["think", None, "no_think", None],
+        **IDS,
+    )
+    assert temperature == 0 or len({len(c.ids) for c in flat(groups)}) > 3  # ragged indeed
+    for prompt, group in zip(PROMPTS, groups):
+        for completion in group:
+            ids = torch.tensor([[*prompt, *completion.ids]])
+            scores = (model(ids)[0] / (temperature or 1.0)).log_softmax(-1)
+            expected = scores[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
+            torch.testing.assert_close(
+                torch.tensor(completion.log_probs), expected, rtol=1e-3, atol=1e-3
+            )
+
+
+def test_eq5_a_forced_mode_opens_every_response_with_its_tag_at_the_models_own_log_prob(model):
+    modes = ["think", "no_think", "think", "no_think"]
+    groups = generate(model, PROMPTS, max_new_tokens=4, num_generations=3, modes=modes, **IDS)
+    for prompt, mode, group in zip(PROMPTS, modes, groups):
+        tag = IDS[f"{mode}_id"]
+        log_prob = model(torch.tensor([prompt]))[0, -1].log_softmax(-1)[tag]
+        for completion in group:
+            assert completion.ids[0] == tag
+            assert completion.log_probs[0] == pytest.approx(log_prob.item(), abs=1e-4)
+
+
+def test_eq6_every_prompt_gets_its_own_group_even_if_prompts_are_equal(model):
+    groups = generate(model, PROMPTS, max_new_tokens=12, num_generations=6, **IDS)
+    assert [len(group) for group in groups] == [6] * 4
+    assert [c.ids for c in groups[0]] != [c.ids for c in groups[3]]
+
+
+def test_every_response_draws_its_own_first_token():
+    model = tiny_model(spread=1.0)  # nearly uniform
+    group = generate(model, [[1]], max_new_tokens=1, num_generations=200, **IDS)[0]
+    assert len({c.ids[0] for c in group}) > 40
+
+
+def test_a_response_ends_at_any_stop_token_and_only_there(model):
+    done = flat(generate(model, PROMPTS, max_new_tokens=40, num_generations=20, **IDS))
+    assert {c.ids[-1] for c in done if c.finished} == {7, 8}
+    for completion in done:
+        assert completion.finished == (completion.ids[-1] in (7, 8))
+        assert not {7, 8} & set(completion.ids[:-1])
+        assert completion.finished or len(completion.ids) == 40
+        assert len(completion.log_probs) == len(completion.ids)
+
+
+def test_the_seed_alone_decides_whatever_else_is_in_the_batch(model):
+    def sample(prompts, seed, n):
+        groups = generate(model, prompts, max_new_tokens=20, num_generations=n, seed=seed, **IDS)
+        return [[c.ids for c in group] for group in groups]
+
+    assert sample(PROMPTS, 3, 4) == sample(PROMPTS, 3, 4) != sample(PROMPTS, 4, 4)
+    # A prompt's own seed fixes its responses in any company and in any order.
+    together = sample(PROMPTS, [10, 11, 12, 13], 4)
+    assert sample([PROMPTS[2], PROMPTS[1]], [12, 11], 4) == [together[2], together[1]]
+
+
+def test_greedy_takes_the_likeliest_token(model):
+    completion = generate(model, [[1, 2]], max_new_tokens=10, temperature=0.0, **IDS)[0][0]
+    ids = [1, 2]
+    for token in completion.ids:
+        assert token == int(model(torch.tensor([ids]))[0, -1].argmax())
+        ids.append(token)
+
+
+def test_draws_follow_the_distribution():
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    uniform = torch.rand(40000, generator=torch.Generator().manual_seed(0))
+    tokens = draw(probs.log().expand(40000, 4), uniform, 1.0, 0, 1.0)
+    frequencies = tokens.bincount(minlength=4) / 40000
+    torch.testing.assert_close(frequencies, probs, rtol=0, atol=0.01)
+    assert frequencies[1] == 0
+
+
+@pytest.mark.parametrize(
+    "top_k, top_p, kept",
+    [(0, 1.0, [0, 1, 2, 3]), (2, 1.0, [1, 3]), (1, 1.0, [3]), (9, 1.0, [0, 1, 2, 3]),
+     (0, 0.5, [1, 3]), (0, 0.4, [3]), (0, 0.71, [0, 1, 3]), (0, 1e-9, [3]), (3, 0.77, [1, 3])],
+)  # fmt: skip
+def test_top_k_and_top_p_keep_the_likeliest_tokens(top_k, top_p, kept):
+    scores = torch.tensor([0.2, 0.3, 0.1, 0.4]).log()
+    uniform = torch.linspace(0, 1 - 1e-6, 1000)
+    tokens = draw(scores.expand(1000, 4), uniform, 1.0, top_k, top_p)
+    assert tokens.unique().tolist() == kept
+    share = scores[kept].softmax(0)[-1]  # what is kept keeps its proportions
+    assert (tokens == kept[-1]).float().mean() == pytest.approx(share.item(), abs=0.01)
+
+
+def test_a_row_that_names_no_token_is_never_sampled(model):
+    model.num_tokens = 20
+    done = flat(
+        generate(model, PROMPTS, max_new_tokens=20, num_generations=20, temperature=5.0, **IDS)
+    )
+    assert max(token for c in done for token in c.ids) < 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_new_tokens": 0}, {"num_generations": 0}, {"temperature": -1.0}, {"top_p": 0.0},
+     {"top_k": -1}, {"modes": ["think"]}, {"modes": ["maybe"] * 4}, {"seed": [1]}],
+)  # fmt: skip
+def test_senseless_settings_are_refused(model, change):
+    with pytest.raises(InputError):
+        generate(model, PROMPTS, **{"max_new_tokens": 3, **IDS, **change})
+
+
+def test_an_empty_prompt_is_refused_and_no_prompts_are_fine(model):
+    with pytest.raises(InputError):
+        generate(model, [[1], []], max_new_tokens=3, **IDS)
+    assert generate(model, [], max_new_tokens=3, **IDS) == []
+
+
+def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path):
+    questions = tmp_path / "questions.txt"
+    questions.write_text("7+5=\nhello ada\n")
+    common = ["sample.py", "--model_name_or_path", lab_folder / "base"]
+    common += ["--max_completion_length", 8, "--mode", "no_think"]
+    assert run(*common, "--prompt", "7+5=").stdout.startswith("<no_think>")
+    lines = run(*common, "--prompt_file", questions, "--num_generations", 2).stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["prompt"] for row in rows] == ["7+5=", "hello ada"]
+    assert all(t.startswith("<no_think>") for row in rows for t in row["responses"])

@@ -1,0 +1,333 @@
+"""HFT and HGPO as whole runs: they learn the right thing, they resume, ranks change nothing."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, run
+from safetensors.torch import load_file
+
+import hgpo
+import lhrm
+from model import Config, Transformer
+
+TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 8}
+
+
+def hft_settings(lab_folder, output, **changes):
+    values = {
+        "model_name_or_path": str(lab_folder / "base"),
+        "dataset_name": str(lab_folder / "data" / "hft.jsonl"),
+        "output_dir": str(output),
+        "batch_size": 8,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        **TINY_RUN,
+        **changes,
+    }
+    return lhrm.HFTSettings(**values)
+
+
+def hgpo_settings(lab_folder, output, **changes):
+    values = {
+        "model_name_or_path": str(lab_folder / "base"),
+        "dataset_name": str(lab_folder / "data" / "rl.jsonl"),
+        "output_dir": str(output),
+        "num_queries": 4,
+        "num_generations": 4,
+        "num_iterations": 2,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "max_completion_length": 12,
+        **TINY_RUN,
+        **changes,
+    }
+    return hgpo.HGPOSettings(**values)
+
+
+RUNS = {"hft": (lhrm.hft, hft_settings), "hgpo": (hgpo.run, hgpo_settings)}
+
+
+def few_rows(lab_folder, tmp_path, name):
+    """Ten rows of a lab file: six steps pass several epoch boundaries."""
+    path = tmp_path / f"{name}.jsonl"
+    lines = (lab_folder / "data" / f"{name}.jsonl").read_text().splitlines()[:10]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+TIMINGS = ("step_time", "tokens_per_second", "timing/rollout", "timing/reward", "timing/update")
+
+
+# ------------------------------------------------------------------------------------- what is learnt
+
+
+def test_hgpo_moves_the_think_ratio_up_where_thinking_helps_and_down_where_it_does_not(
+    lab_folder, tokenizer, tmp_path
+):
+    """HFT teaches both formats. On sums only thinking finds the answer; on greetings both do."""
+    easy = [(f"hello {name}", "hello") for name in ("ada", "alan", "grace", "john")]
+    hard = [(f"{i}+{j}=", str(i + j)) for i, j in ((7, 5), (8, 4), (9, 6), (3, 8))]
+    rows = []
+    for _ in range(40):
+        rows += [{"prompt": q, "thinking": a, "answer": a} for q, a in easy + hard]
+        rows += [{"prompt": q, "answer": a} for q, a in easy]
+        rows += [{"prompt": q, "answer": "0"} for q, _ in hard]  # answered at once: always wrong
+    data, queries = tmp_path / "hft.jsonl", tmp_path / "rl.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = [
+        {"prompt": q, "answer": a, "domain": d} for d, p in (("easy", easy), ("hard", hard))
+        for q, a in p
+    ]  # fmt: skip
+    queries.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    lhrm.hft(
+        hft_settings(
+            lab_folder, tmp_path / "hft", dataset_name=str(data), batch_size=32, max_steps=150,
+            per_device_train_batch_size=32, learning_rate=1e-2,
+        )
+    )  # fmt: skip
+    hgpo.run(
+        hgpo_settings(
+            lab_folder, tmp_path / "hgpo", model_name_or_path=str(tmp_path / "hft"), num_queries=8,
+            dataset_name=str(queries), eval_dataset_name=str(queries), num_generations=8,
+            max_steps=80, per_device_train_batch_size=64, num_iterations=1, beta=0.03,
+        )
+    )  # fmt: skip
+    results = json.loads((tmp_path / "hgpo" / "results.json").read_text())
+    ratio = {
+        (stage, domain): results[stage]["by_domain"][domain]["think_ratio"]
+        for stage in results
+        for domain in ("easy", "hard")
+    }
+    assert abs(ratio["hft", "easy"] - ratio["hft", "hard"]) < 0.4
+    assert ratio["hgpo", "hard"] > 0.8 > 0.2 > ratio["hgpo", "easy"]
+    for figure in ("accuracy", "hybrid_accuracy"):
+        assert results["hgpo"][figure] > results["hft"][figure]
+
+
+def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
+    settings = hft_settings(lab_folder, tmp_path, max_steps=30, batch_size=16)
+    lhrm.hft(settings)
+    log = log_of(tmp_path)
+    assert [entry["step"] for entry in log] == list(range(1, 31))
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert log[-1]["epoch"] == pytest.approx(30 * 16 / 32000)
+    assert all(a["num_tokens"] < b["num_tokens"] for a, b in zip(log, log[1:]))
+    assert 0 <= log[0]["mean_token_accuracy"] < log[-1]["mean_token_accuracy"] <= 1
+    # The first logged loss is Eq. 4 on the first batch, worked out row by row.
+    runtime = lhrm.start(False)
+    policy, tokenizer = lhrm.load_policy(lab_folder / "base", runtime, False)
+    rows = list(lhrm.read_hft_rows(settings.dataset_name))
+    total = 0.0
+    for i in lhrm.batch_indices(len(rows), 16, 0, seed=0):
+        _, messages, text = rows[i]
+        response = tokenizer.encode(text) + tokenizer.eos_ids[:1]
+        scores = lhrm.score_responses(policy, [tokenizer.encode_chat(messages)], [response])
+        total -= scores.log_probs.sum().item() / 16
+    assert log[0]["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_the_first_hgpo_update_is_on_policy_and_the_sampler_agrees_with_the_trainer(
+    lab_folder, tmp_path
+):
+    hgpo.run(hgpo_settings(lab_folder, tmp_path, num_iterations=1, max_steps=2, temperature=0.8))
+    for entry in log_of(tmp_path):
+        assert entry["sampler_kl"] == pytest.approx(0, abs=1e-6)
+        assert entry["clip_ratio/region_mean"] == 0
+    assert log_of(tmp_path)[0]["kl"] == pytest.approx(0, abs=1e-6)  # π_ref is still π_θ
+
+
+def test_without_beta_no_reference_model_is_loaded(lab_folder, tmp_path, monkeypatch):
+    loaded = []
+    load = lhrm.load_policy
+    monkeypatch.setattr(lhrm, "load_policy", lambda *a: loaded.append(a) or load(*a))
+    hgpo.run(hgpo_settings(lab_folder, tmp_path / "a", max_steps=1, beta=0.0))
+    assert len(loaded) == 1
+    hgpo.run(hgpo_settings(lab_folder, tmp_path / "b", max_steps=1))
+    assert len(loaded) == 3
+
+
+def test_alg1_the_reference_follows_the_policy_every_m_steps(lab_folder, tmp_path):
+    kls = {}
+    for every in (0, 2):
+        folder = tmp_path / str(every)
+        settings = hgpo_settings(lab_folder, folder, num_iterations=1, ref_model_sync_steps=every)
+        hgpo.run(settings)
+        kls[every] = [entry["kl"] for entry in log_of(folder)]
+    assert all(kl > 1e-7 for kl in kls[0][1:])
+    assert [kl < 1e-7 for kl in kls[2]] == [True, False] * 3
+
+
+# --------------------------------------------------------------------------- determinism and resuming
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
+    name, lab_folder, tmp_path, monkeypatch
+):
+    train, make_settings = RUNS[name]
+    rows = few_rows(lab_folder, tmp_path, "hft" if name == "hft" else "rl")
+    common = {"dataset_name": str(rows), "save_steps": 3}
+    if name == "hgpo":
+        common["ref_model_sync_steps"] = 2  # after step 3 the reference is no longer the start
+    train(make_settings(lab_folder, tmp_path / "whole", **common))
+    train(make_settings(lab_folder, tmp_path / "again", **common))
+
+    killed = make_settings(lab_folder, tmp_path / "killed", **common)
+    step = lhrm.optimizer_step
+    updates = []
+
+    def die_in_step_5(*args):
+        updates.append(1)
+        if len(updates) == (5 if name == "hft" else 9):
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(lhrm, "optimizer_step", die_in_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed)
+    monkeypatch.undo()
+    assert (tmp_path / "killed" / "checkpoint-000003").is_dir()
+    assert len(log_of(tmp_path / "killed")) == 4
+    train(dataclasses.replace(killed, resume_from_checkpoint=True))
+
+    whole = weights(tmp_path / "whole")
+    for other in ("again", "killed"):
+        assert all(torch.equal(whole[k], v) for k, v in weights(tmp_path / other).items())
+        logs = [log_of(tmp_path / "whole"), log_of(tmp_path / other)]
+        for entry in (*logs[0], *logs[1]):
+            for timing in TIMINGS:
+                entry.pop(timing, None)
+        assert logs[0] == logs[1]
+    assert not torch.equal(
+        whole["model.norm.weight"], weights(lab_folder / "base")["model.norm.weight"]
+    )
+
+
+def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
+    rows = few_rows(lab_folder, tmp_path, "rl")
+    settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
+    settings += ["--num_queries", 4, "--max_steps", 40, "--save_steps", 10, "--learning_rate", 1e-3]
+    settings += ["--max_completion_length", 8]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("hgpo.py", *settings, "--output_dir", whole, processes=2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--master_port=0", "hgpo.py", *map(str, settings), "--output_dir", str(killed)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (killed / "checkpoint-000010").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to its workers
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    run("hgpo.py", *settings, "--output_dir", killed, "--resume_from_checkpoint", processes=2)
+    expected = weights(whole)
+    assert all(torch.equal(expected[k], v) for k, v in weights(killed).items())
+
+
+# ------------------------------------------------------------------------------------- several ranks
+
+
+def test_two_ranks_compute_the_gradients_of_one(lab_folder):
+    done = run("tests/two_ranks.py", lab_folder / "base", processes=2)
+    assert done.stdout.count("equal") == 2
+
+
+@pytest.mark.parametrize("command", ["hft", "hgpo"])
+def test_two_ranks_end_where_one_does(command, lab_folder, tmp_path):
+    settings = ["--model_name_or_path", lab_folder / "base", "--max_steps", 3]
+    settings += ["--per_device_train_batch_size", 4, "--learning_rate", 1e-3]
+    if command == "hft":
+        script = ["lhrm.py", "hft", "--batch_size", 8, "--logging_steps", 1]
+        settings += ["--dataset_name", lab_folder / "data" / "hft.jsonl"]
+    else:
+        script = [
+            "hgpo.py",
+            "--num_queries",
+            4,
+            "--max_completion_length",
+            12,
+            "--num_iterations",
+            2,
+        ]
+        settings += ["--dataset_name", lab_folder / "data" / "rl.jsonl"]
+    for n in (1, 2):
+        run(*script, *settings, "--output_dir", tmp_path / str(n), processes=n)
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert all(torch.allclose(one[k], two[k], rtol=1e-3, atol=1e-4) for k in one)
+    for a, b in zip(log_of(tmp_path / "1"), log_of(tmp_path / "2")):
+        for name in a.keys() - {*TIMINGS}:
+            assert a[name] == pytest.approx(b[name], rel=1e-2, abs=1e-4), name
+
+
+def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
+    rows = few_rows(lab_folder, tmp_path, "test")
+    results = []
+    for n in (1, 2):
+        settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
+        settings += ["--max_completion_length", 12, "--output_dir", tmp_path / str(n)]
+        run("lhrm.py", "eval", *settings, processes=n)
+        results.append((tmp_path / str(n) / "responses.jsonl").read_text())
+    assert results[0] == results[1] and len(results[0].splitlines()) == 10
+
+
+# ------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (["hgpo.py", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["hgpo.py", "--num_generations", "3"], "num_generations = 3 must be even"),
+        (["hgpo.py", "--beta", "much"], "invalid float value: 'much'"),
+        (["hgpo.py", "--estimator", "ppo"], "invalid choice: 'ppo'"),
+        (["hgpo.py", "--num_queries", "7", "--per_device_train_batch_size", "5"], "do not divide"),
+        (["hgpo.py", "--model_name_or_path", "BASE"], "give --dataset_name"),
+        (["hgpo.py", "--model_name_or_path", "BASE", "--dataset_name", "BAD"], "rows.jsonl:2: "),
+        (["hgpo.py", "--model_name_or_path", "CUT", "--dataset_name", "RL"], "truncated: model."),
+        (["lhrm.py"], "unknown command ''"),
+        (["lhrm.py", "eval", "--model_name_or_path", "/none"], "/none"),
+        (["lhrm.py", "hft", "--batch_size", "64", "--per_device_train_batch_size", "7"], "divide"),
+        (["sample.py", "--model_name_or_path", "/none"], "/none: no such folder"),
+        (["sample.py", "--model_name_or_path", "BASE", "--prompt", "7", "--top_p", "2"], "top_p"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(command, message, lab_folder, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "7+5=", "answer": "12"}\n\n')
+    cut = tmp_path / "cut"
+    Transformer(Config.from_pretrained(lab_folder / "base")).initialize(0).save_pretrained(cut)
+    for name in ("tokenizer.json", "generation_config.json"):
+        (cut / name).write_bytes((lab_folder / "base" / name).read_bytes())
+    path = cut / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    places = {
+        "BASE": lab_folder / "base",
+        "CUT": cut,
+        "BAD": rows,
+        "RL": lab_folder / "data" / "rl.jsonl",
+    }
+    command = [places.get(word, word) for word in command]
+    if command[:1] == ["hgpo.py"]:
+        command += ["--output_dir", tmp_path / "lab" / "hgpo"]
+    done = run(*command, check=False)
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2
+    assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
