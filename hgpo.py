@@ -203,6 +203,7 @@ LAB = {  # defaults of the lab, where they differ
     "max_steps": 100,
     "num_queries": 48,
     "num_generations": 8,
+    "beta": 0.03,
     "learning_rate": 3e-4,
     "lr_scheduler_type": "cosine",
     "per_device_train_batch_size": 96,

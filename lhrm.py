@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ from model import (
 from sample import MODES, Completion, generate, mix_seed, parse_settings, run_command, setting
 
 THINK, NO_THINK, NEITHER = 0, 1, -1
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by dcp, if alone
 MAX_LOGITS = 2**25  # logits held at once when scoring: 128 MiB in fp32
 
 
@@ -125,7 +127,9 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(row, dict):
                     raise InputError(f"{path}:{number}: expected a JSON object")
                 yield f"{path}:{number}", row
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path}:{number + 1}: cannot be read: {error}") from None
     if number == 0:
         raise InputError(f"{path}: no rows")
@@ -661,6 +665,7 @@ class HFTSettings:
 
 LAB = {  # defaults of the lab, where they differ
     "output_dir": "runs/lab/hft",
+    "num_train_epochs": 2,
     "batch_size": 64,
     "per_device_train_batch_size": 32,
     "learning_rate": 3e-3,
@@ -794,7 +799,7 @@ class EvalOptions:
 
 @dataclass
 class EvalSettings(EvalOptions):
-    """Accuracy, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on a file of queries."""
+    """Accuracy, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on some queries."""
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
     dataset_name: str = setting("runs/lab/data/test.jsonl", "queries, .jsonl or .jsonl.gz")

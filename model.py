@@ -56,6 +56,7 @@ class Config:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 32768
+    initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     attention_bias: bool | None = None  # q, k and v have a bias; None: the model type decides
     extra: dict[str, Any] = field(default_factory=dict)
@@ -282,12 +283,12 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.model["embed_tokens"].weight
 
     def initialize(self, seed: int) -> Transformer:
-        """Fresh weights from `seed`: N(0, 0.02²), norms 1, biases 0."""
+        """Fresh weights from `seed`: matrices N(0, initializer_range²), norms 1, biases 0."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             with torch.no_grad():
                 if parameter.dim() == 2:
-                    parameter.normal_(0.0, 0.02, generator=generator)
+                    parameter.normal_(0.0, self.config.initializer_range, generator=generator)
                 else:
                     parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         return self

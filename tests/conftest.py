@@ -67,7 +67,7 @@ def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        launcher += ["--master_port=0"]
+        launcher += ["--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*launcher, *map(str, command)],
@@ -76,6 +76,7 @@ def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
+        timeout=150,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done

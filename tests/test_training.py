@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 import hgpo
 import lhrm
-from model import Config, Transformer
+import sample
 
 TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 8}
 
@@ -73,7 +74,7 @@ def log_of(folder):
 TIMINGS = ("step_time", "tokens_per_second", "timing/rollout", "timing/reward", "timing/update")
 
 
-# ------------------------------------------------------------------------------------- what is learnt
+# ----------------------------------------------------------------------------------- what is learnt
 
 
 def test_hgpo_moves_the_think_ratio_up_where_thinking_helps_and_down_where_it_does_not(
@@ -172,7 +173,7 @@ def test_alg1_the_reference_follows_the_policy_every_m_steps(lab_folder, tmp_pat
     assert [kl < 1e-7 for kl in kls[2]] == [True, False] * 3
 
 
-# --------------------------------------------------------------------------- determinism and resuming
+# ------------------------------------------------------------------------- determinism and resuming
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -226,7 +227,7 @@ def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run("hgpo.py", *settings, "--output_dir", whole, processes=2)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_port=0", "hgpo.py", *map(str, settings), "--output_dir", str(killed)]
+    command += ["--standalone", "hgpo.py", *map(str, settings), "--output_dir", str(killed)]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -242,7 +243,7 @@ def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
     assert all(torch.equal(expected[k], v) for k, v in weights(killed).items())
 
 
-# ------------------------------------------------------------------------------------- several ranks
+# ------------------------------------------------------------------------------------ several ranks
 
 
 def test_two_ranks_compute_the_gradients_of_one(lab_folder):
@@ -288,7 +289,7 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
     assert results[0] == results[1] and len(results[0].splitlines()) == 10
 
 
-# ------------------------------------------------------------------------------------ what goes wrong
+# ---------------------------------------------------------------------------------- what goes wrong
 
 
 @pytest.mark.parametrize(
@@ -309,25 +310,30 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
         (["sample.py", "--model_name_or_path", "BASE", "--prompt", "7", "--top_p", "2"], "top_p"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(command, message, lab_folder, tmp_path):
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    command, message, lab_folder, tmp_path, monkeypatch, capsys
+):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "7+5=", "answer": "12"}\n\n')
     cut = tmp_path / "cut"
-    Transformer(Config.from_pretrained(lab_folder / "base")).initialize(0).save_pretrained(cut)
-    for name in ("tokenizer.json", "generation_config.json"):
-        (cut / name).write_bytes((lab_folder / "base" / name).read_bytes())
+    shutil.copytree(lab_folder / "base", cut)
     path = cut / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
-    places = {
-        "BASE": lab_folder / "base",
-        "CUT": cut,
-        "BAD": rows,
-        "RL": lab_folder / "data" / "rl.jsonl",
-    }
-    command = [places.get(word, word) for word in command]
-    if command[:1] == ["hgpo.py"]:
-        command += ["--output_dir", tmp_path / "lab" / "hgpo"]
-    done = run(*command, check=False)
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode == 2
+    queries = lab_folder / "data" / "rl.jsonl"
+    places = {"BASE": lab_folder / "base", "CUT": cut, "BAD": rows, "RL": queries}
+    command = [str(places.get(word, word)) for word in command]
+    if command[0] == "hgpo.py":
+        command += ["--output_dir", str(tmp_path / "lab" / "hgpo")]
+    modules = {"hgpo.py": hgpo, "lhrm.py": lhrm, "sample.py": sample}
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as exit:
+        sample.run_command(modules[command[0]].main)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert exit.value.code == 2
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+
+
+def test_a_command_itself_exits_with_code_2_and_no_traceback():
+    done = run("hgpo.py", "--colour", "red", check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: unrecognized arguments: --colour red (see hgpo.py --help)\n"
