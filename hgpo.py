@@ -276,8 +276,8 @@ def train(
     optimizer = lhrm.make_optimizer(policy, settings.weight_decay)
     models = {"policy": policy} | ({"reference": reference} if reference else {})
     first = tokens_seen = 0
-    if settings.resume_from_checkpoint:
-        first, tokens_seen = lhrm.load_checkpoint(folder, models, optimizer, runtime)
+    if newest := lhrm.find_checkpoint(folder, settings.resume_from_checkpoint):
+        first, tokens_seen = lhrm.load_checkpoint(newest, models, optimizer, runtime)
     log = lhrm.Log(folder, first, settings.report_to)
     steps, num_queries, temperature = settings.max_steps, settings.num_queries, settings.temperature
     num_responses = num_queries * settings.num_generations
@@ -462,6 +462,7 @@ def run(settings: HGPOSettings) -> None:
     micro_batch = lhrm.micro_batch_size(
         "num_queries", settings.num_queries, settings.num_generations, settings, runtime
     )
+    lhrm.find_checkpoint(folder, settings.resume_from_checkpoint)  # refuse before the long work
     if on_lab:
         settings = prepare_lab(settings, runtime)
     if settings.dataset_name is None:
@@ -502,7 +503,7 @@ def run(settings: HGPOSettings) -> None:
         micro_batch,
         evaluation if held_out else None,
     )
-    lhrm.save_policy(policy, tokenizer, folder, runtime)
+    lhrm.finish(policy, tokenizer, folder, runtime)
     if held_out:
         outcome["hgpo"] = evaluation("hgpo")
         if runtime.rank == 0:

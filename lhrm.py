@@ -577,19 +577,27 @@ def training_state(models: dict[str, Transformer], optimizer: torch.optim.Optimi
     return {"policy": policy, "optimizer": state, **others}
 
 
+def find_checkpoint(folder: Path, resume: bool) -> Path | None:
+    """The newest checkpoint, if we are to resume. A finished run leaves none."""
+    found = sorted(folder.glob("checkpoint-[0-9]*"))
+    if found and not resume:
+        raise InputError(
+            f"{folder} holds an unfinished run: go on with --resume_from_checkpoint, "
+            f"or delete {found[-1]}"
+        )
+    return found[-1] if found else None
+
+
 def load_checkpoint(
-    folder: Path,
+    path: Path,
     models: dict[str, Transformer],
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
 ) -> tuple[int, int]:
-    """Take up the newest checkpoint of `folder`: its step and tokens seen, 0 and 0 if none."""
-    found = sorted(folder.glob("checkpoint-[0-9]*"))
-    if not found:
-        return 0, 0
-    done = read_json(found[-1] / "progress.json")
+    """Take up a checkpoint; returns its step and the tokens seen until then."""
+    done = read_json(path / "progress.json")
     state = training_state(models, optimizer)
-    dcp.load(state, checkpoint_id=found[-1], no_dist=runtime.world_size == 1)
+    dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
     set_state_dict(
         models["policy"],
         optimizer,
@@ -609,11 +617,16 @@ def load_policy(
     return shard(model, runtime, gradient_checkpointing), tokenizer
 
 
-def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
-    """A folder that `transformers`, vLLM and our own commands load; bf16 if we computed in it."""
+def finish(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
+    """Leave a folder that `transformers`, vLLM and our own commands load, without checkpoints.
+
+    The weights are in bf16 if we computed in bf16.
+    """
     model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)
     if runtime.rank == 0:
         tokenizer.save_pretrained(folder)
+        for path in folder.glob("checkpoint-[0-9]*"):
+            shutil.rmtree(path)
     runtime.wait()
 
 
@@ -694,6 +707,7 @@ def hft(settings: HFTSettings) -> None:
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of HFT rows")
     micro_batch = micro_batch_size("batch_size", settings.batch_size, 1, settings, runtime)
+    newest = find_checkpoint(folder, settings.resume_from_checkpoint)
     policy, tokenizer = load_policy(
         settings.model_name_or_path, runtime, settings.gradient_checkpointing
     )
@@ -714,8 +728,8 @@ def hft(settings: HFTSettings) -> None:
     )
     optimizer = make_optimizer(policy, settings.weight_decay)
     first = tokens_seen = 0
-    if settings.resume_from_checkpoint:
-        first, tokens_seen = load_checkpoint(folder, {"policy": policy}, optimizer, runtime)
+    if newest:
+        first, tokens_seen = load_checkpoint(newest, {"policy": policy}, optimizer, runtime)
     derived = {
         "processes": runtime.world_size,
         "device": runtime.device.type,
@@ -764,7 +778,7 @@ def hft(settings: HFTSettings) -> None:
             bar.set_postfix(loss=f"{loss_sum:.3f}", accuracy=f"{correct / tokens:.3f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
             save_checkpoint(folder, step + 1, tokens_seen, {"policy": policy}, optimizer, runtime)
-    save_policy(policy, tokenizer, folder, runtime)
+    finish(policy, tokenizer, folder, runtime)
 
 
 def prepare_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[str, Path]]:

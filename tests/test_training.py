@@ -204,7 +204,10 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
     monkeypatch.undo()
     assert (tmp_path / "killed" / "checkpoint-000003").is_dir()
     assert len(log_of(tmp_path / "killed")) == 4
+    with pytest.raises(lhrm.InputError, match="holds an unfinished run"):
+        train(killed)
     train(dataclasses.replace(killed, resume_from_checkpoint=True))
+    assert not list((tmp_path / "killed").glob("checkpoint-*"))
 
     whole = weights(tmp_path / "whole")
     for other in ("again", "killed"):

@@ -1,0 +1,82 @@
+"""data/lab.py: the generated world is right, disjoint, and the same for the same seed."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from data import lab
+from lhrm import parse_response, read_hft_rows, read_queries
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / "data" / f"{name}.jsonl").open()]
+
+
+def test_the_same_seed_gives_the_same_bytes(lab_folder, tmp_path):
+    for seed in (0, 1):
+        lab.write(tmp_path / str(seed) / "base", tmp_path / str(seed) / "data", seed)
+    for name in ("hft", "rl", "test"):
+        bytes_ = [(f / "data" / f"{name}.jsonl").read_bytes() for f in
+                  (lab_folder, tmp_path / "0", tmp_path / "1")]  # fmt: skip
+        assert bytes_[0] == bytes_[1] != bytes_[2]
+
+
+def test_no_test_question_is_ever_trained_on(lab_folder):
+    test = {row["prompt"] for row in rows(lab_folder, "test")}
+    assert len(test) == len(rows(lab_folder, "test"))
+    for name in ("hft", "rl"):
+        assert not test & {row["prompt"] for row in rows(lab_folder, name)}
+
+
+def value_of(row):
+    """The answer, found by other means than the generator's."""
+    if row["domain"] == "maths":
+        start, *steps = re.findall(r"[+-]?\d+", row["prompt"])
+    else:
+        start, *steps = re.findall(r"[+-]?=?\d+", row["prompt"])
+    numbers = [int(text.replace("=", "")) for text in (start, *steps)]
+    partial = [sum(numbers[: i + 1]) for i in range(len(numbers))]
+    return partial, len(steps)
+
+
+@pytest.mark.parametrize("name", ["hft", "rl", "test"])
+def test_every_sum_is_right_has_its_levels_depth_and_stays_above_zero(name, lab_folder):
+    for row in rows(lab_folder, name):
+        if row["domain"] == "general":
+            assert "level" not in row
+            continue
+        partial, depth = value_of(row)
+        assert row["answer"] == str(partial[-1]) and row["level"] == str(depth)
+        assert min(partial) >= 0
+        if "thinking" in row:
+            results = [int(step.split("=")[1]) for step in row["thinking"].split(";")]
+            assert results == partial[1:]
+
+
+def test_hft_modes_depend_on_the_domain_and_not_on_the_level(lab_folder):
+    total, think = Counter(), Counter()
+    for row in rows(lab_folder, "hft"):
+        for key in (row["domain"], (row["domain"], row.get("level"))):
+            total[key] += 1
+            think[key] += row["mode"] == "think"
+    share = {key: think[key] / total[key] for key in total}
+    assert share["maths"] > 0.5 > share["general"] and share["code"] < 0.5
+    for domain in ("maths", "code"):
+        shares = [share[domain, str(level)] for level in lab.LEVELS]
+        assert max(shares) - min(shares) < 0.1
+
+
+def test_rl_never_sees_code(lab_folder):
+    assert {row["domain"] for row in rows(lab_folder, "rl")} == {"maths", "general"}
+    assert {row["domain"] for row in rows(lab_folder, "test")} == {"maths", "general", "code"}
+
+
+def test_every_row_is_one_that_our_readers_accept_and_our_tokenizer_returns(lab_folder, tokenizer):
+    assert len(read_queries(lab_folder / "data" / "rl.jsonl")) == lab.NUM_RL
+    for _, messages, text in list(read_hft_rows(lab_folder / "data" / "hft.jsonl"))[:3000]:
+        ids = tokenizer.encode_chat(messages) + tokenizer.encode(text)
+        assert tokenizer.backend.token_to_id("<|unknown|>") not in ids
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert parse_response(text).well_formed
