@@ -347,3 +347,52 @@ def test_the_schedule_warms_up_then_decays_or_stays():
     assert rates("constant") == [0.5] + [1.0] * 9
     cosine = [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(8)]
     assert rates("cosine") == pytest.approx([0.5, 1.0, *cosine])
+
+
+# --------------------------------------------------------------------------------------- evaluation
+
+
+def judged(mode, reward, length=4):
+    return lhrm.Judged(mode, reward, length, True, mode != lhrm.NEITHER, False, "")
+
+
+def record(domain, level, think, no_think, free):
+    """free: (mode, reward) pairs; think takes 9 tokens, no_think 3."""
+    return lhrm.Record(
+        Query([], ["a"], level, domain),
+        {
+            "think": [judged(0, reward, 9) for reward in think],
+            "no_think": [judged(1, reward, 3) for reward in no_think],
+            "free": [judged(mode, reward, 9 if mode == 0 else 3) for mode, reward in free],
+        },
+    )
+
+
+RECORDS = [
+    record("maths", "1", [1, 1], [1, 1], [(1, 1), (0, 1)]),
+    record("maths", "2", [1, 1], [0, 0], [(0, 1), (-1, 0)]),
+    record("code", "1", [0, 0], [1, 1], [(1, 1), (1, 1)]),
+]
+
+
+def test_eq3_accuracy_is_the_mean_reward_of_the_chosen_mode_by_domain():
+    result = lhrm.results(RECORDS, margin=0.05, domain=None)
+    assert result["accuracy"] == pytest.approx(5 / 6)
+    assert result["by_domain"]["maths"]["accuracy"] == pytest.approx(3 / 4)
+    assert result["by_domain"]["code"]["accuracy"] == 1
+
+
+def test_results_of_a_domain_by_level_with_both_forced_modes():
+    result = lhrm.results(RECORDS, margin=0.05, domain="maths")
+    assert result["domain"] == "maths" and result["queries"] == 2
+    assert result["think_ratio"] == pytest.approx(2 / 4)
+    assert result["mean_tokens"] == pytest.approx((3 + 9 + 9 + 3) / 4)
+    assert result["hybrid_accuracy"] == pytest.approx((1 + 0 + 1 + 0) / 4)
+    assert result["malformed_ratio"] == pytest.approx(1 / 4)
+    assert (result["think"]["accuracy"], result["no_think"]["accuracy"]) == (1, 0.5)
+    assert (result["think"]["hybrid_accuracy"], result["no_think"]["mean_tokens"]) == (0.5, 3)
+    assert list(result["by_level"]) == ["1", "2"]
+    level_2 = result["by_level"]["2"]
+    assert (level_2["think_accuracy"], level_2["no_think_accuracy"]) == (1, 0)
+    with pytest.raises(InputError, match="'law'"):
+        lhrm.results(RECORDS, margin=0.05, domain="law")

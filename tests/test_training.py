@@ -173,6 +173,26 @@ def test_alg1_the_reference_follows_the_policy_every_m_steps(lab_folder, tmp_pat
     assert [kl < 1e-7 for kl in kls[2]] == [True, False] * 3
 
 
+def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(lab_folder, tmp_path):
+    runtime = lhrm.start(bf16=True)
+    policy, _ = lhrm.load_policy(lab_folder / "base", runtime, gradient_checkpointing=True)
+    before = {name: p.full_tensor().clone() for name, p in policy.named_parameters()}
+    optimizer = lhrm.make_optimizer(policy, weight_decay=0.0)
+    scores = lhrm.score_responses(policy, [[1, 2]], [[3, 4, 5]])
+    assert scores.log_probs.dtype == torch.float32
+    (-scores.log_probs.sum()).backward()
+    lhrm.optimizer_step(policy, optimizer, 1e-6, 1.0)
+    moved = 0
+    for name, parameter in policy.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert all(t.dtype == torch.float32 for t in optimizer.state[parameter].values())
+        moved += int((parameter.full_tensor() != before[name]).sum())
+    assert moved > 1000
+    hgpo.run(hgpo_settings(lab_folder, tmp_path, bf16=True, max_steps=1, num_iterations=1))
+    assert log_of(tmp_path)[0]["sampler_kl"] < 1e-3
+    assert weights(tmp_path)["model.norm.weight"].dtype == torch.bfloat16
+
+
 # ------------------------------------------------------------------------- determinism and resuming
 
 
