@@ -223,6 +223,11 @@ class Rollout(NamedTuple):
     log_probs: list[list[float]]  # as the sampler saw them
     judged: list[Judged]
 
+    def micro_batches(self, size: int) -> list[list[int]]:
+        """The responses in groups of `size`, like lengths together."""
+        lengths = [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
+        return lhrm.micro_batches(lengths, size)
+
     def score(self, model: Transformer, part: Sequence[int], temperature: float) -> lhrm.Scores:
         """`model`'s log-probs of the responses `part`, at the temperature they were drawn with."""
         prompts, responses = ([rows[i] for i in part] for rows in (self.prompts, self.responses))
@@ -279,8 +284,8 @@ def train(
     if newest := lhrm.find_checkpoint(folder, settings.resume_from_checkpoint):
         first, tokens_seen = lhrm.load_checkpoint(newest, models, optimizer, runtime)
     log = lhrm.Log(folder, first, settings.report_to)
-    steps, num_queries, temperature = settings.max_steps, settings.num_queries, settings.temperature
-    num_responses = num_queries * settings.num_generations
+    steps, sync_steps = settings.max_steps, settings.ref_model_sync_steps
+    num_queries, n = settings.num_queries, settings.num_generations
     default_gamma = 0.99 if settings.estimator == "reinforce++" else 1.0
     gamma = default_gamma if settings.gamma is None else settings.gamma
     device = runtime.device
@@ -288,11 +293,7 @@ def train(
     bar = lhrm.progress(range(first, steps), "HGPO", initial=first, total=steps, unit="step")
     for step in bar:
         times = [time.perf_counter()]
-        if (
-            reference
-            and settings.ref_model_sync_steps
-            and step % settings.ref_model_sync_steps == 0
-        ):
+        if reference and sync_steps and step % sync_steps == 0:
             reference.load_state_dict(policy.state_dict())  # Alg. 1 l. 3: π_ref ← π_θ
         rows = lhrm.batch_indices(len(queries), num_queries, step, settings.seed)  # l. 5
         places = runtime.share(range(num_queries))  # this rank's part of the batch
@@ -302,58 +303,50 @@ def train(
         times.append(time.perf_counter())
 
         rewards = torch.tensor([judged.reward for judged in rollout.judged])
-        rewards = rewards.view(len(batch), 2, settings.num_generations // 2)  # (B, M, G)  Eq. 7
+        rewards = rewards.view(len(batch), 2, n // 2)  # (B, M, G)
         lengths = torch.tensor([len(response) for response in rollout.responses])  # (R,)
         intra = intra_advantages(rewards, settings.estimator)  # l. 8, 9: Eq. 8-10
         inter = inter_advantages(rewards, settings.delta, settings.estimator)
         advantages = token_advantages(intra, inter, lengths, settings.alpha, gamma).to(device)
         num_tokens = int(runtime.sum(lengths.sum().to(device)))
         weights = loss_weights(
-            lengths, settings.loss_type, num_responses, num_tokens, settings.max_completion_length
+            lengths, settings.loss_type, num_queries * n, num_tokens, settings.max_completion_length
         ).to(device)  # (R, T)
         sampled = pad_sequence([torch.tensor(row) for row in rollout.log_probs], batch_first=True)
-        parts = lhrm.micro_batches(
-            [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses)], micro_batch
-        )
         times.append(time.perf_counter())
 
         old, ref = torch.zeros_like(advantages), torch.zeros_like(advantages)  # (R, T)
         totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=device)
         rate = lhrm.scheduled_rate(step, steps, settings)
         for update in range(settings.num_iterations):  # l. 10: μ updates
-            for part in parts:
-                now = rollout.score(policy, part, temperature)
+            for part in rollout.micro_batches(micro_batch):
+                now = rollout.score(policy, part, settings.temperature)
                 width = now.mask.shape[1]  # tokens in the longest response of this micro-batch
                 if update == 0:  # no update yet, so π_θ is still π_old
                     old[part, :width] = now.log_probs.detach()
                     if reference:
                         with torch.no_grad():
-                            scores = rollout.score(reference, part, temperature)
-                        ref[part, :width] = scores.log_probs
+                            frozen = rollout.score(reference, part, settings.temperature)
+                        ref[part, :width] = frozen.log_probs
                 inputs = [x[part, :width] for x in (old, ref, advantages, weights)]
-                loss = policy_loss(
-                    now.log_probs, *inputs, settings.epsilon, settings.beta, num_responses
-                )  # Eq. 11, 12
+                loss = policy_loss(  # Eq. 11, 12
+                    now.log_probs, *inputs, settings.epsilon, settings.beta, num_queries * n
+                )
                 loss.backward()
-                seen = sampled[part, :width].to(device)
-                totals += update_totals(loss, now, *inputs[:3], seen, settings.epsilon)
+                drawn = sampled[part, :width].to(device)
+                totals += update_totals(loss, now, *inputs[:3], drawn, settings.epsilon)
             grad_norm = lhrm.optimizer_step(policy, optimizer, rate, settings.max_grad_norm)
         times.append(time.perf_counter())
 
-        n, tags = settings.num_generations, old[:, 0].tolist()  # log π_old of each mode tag
-        groups = [(rollout.judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
-        metrics = step_metrics(runtime.gather(groups), runtime.sum(totals).tolist())
         tokens_seen += num_tokens
-        seconds = [end - start for start, end in zip(times, times[1:])]
-        metrics |= {
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "epoch": (step + 1) * num_queries / len(queries),
-            "num_tokens": tokens_seen,
-            "step_time": sum(seconds),
-            "tokens_per_second": num_tokens / sum(seconds),
-            **{f"timing/{k}": v for k, v in zip(("rollout", "reward", "update"), seconds)},
-        }
+        tags = old[:, 0].tolist()  # log π_old of each mode tag
+        groups = [(rollout.judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
+        metrics = step_metrics(
+            runtime.gather(groups), runtime.sum(totals).tolist(), bool(reference)
+        )
+        metrics |= {"grad_norm": grad_norm, "learning_rate": rate, "num_tokens": tokens_seen}
+        metrics |= {"epoch": (step + 1) * num_queries / len(queries)}
+        metrics |= step_times(times, num_tokens)
         if evaluation and settings.eval_steps and (step + 1) % settings.eval_steps == 0:
             metrics["hybrid_accuracy"] = evaluation(f"step {step + 1}")["hybrid_accuracy"]
         log.write(step + 1, metrics)
@@ -395,8 +388,18 @@ def update_totals(
     return torch.stack([loss.detach().double(), *sums])
 
 
+def step_times(times: Sequence[float], num_tokens: int) -> dict[str, float]:
+    """Seconds of a step's parts, from the moments at which they began and ended."""
+    seconds = [end - start for start, end in zip(times, times[1:])]
+    parts = {f"timing/{k}": v for k, v in zip(("rollout", "reward", "update"), seconds)}
+    total = sum(seconds)
+    return {"step_time": total, "tokens_per_second": num_tokens / total, **parts}
+
+
 def step_metrics(
-    groups: Sequence[tuple[Sequence[Judged], Sequence[float]]], totals: Sequence[float]
+    groups: Sequence[tuple[Sequence[Judged], Sequence[float]]],
+    totals: Sequence[float],
+    with_reference: bool,
 ) -> dict[str, float]:
     """The logged figures of a step, over all ranks.
 
@@ -423,7 +426,6 @@ def step_metrics(
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
         "completions/clipped_ratio": 1 - grid(lambda j: j.finished).mean(),
-        "kl": total["kl"] / tokens,
         "entropy": total["entropy"] / tokens,
         "sampler_kl": total["sampler_kl"] / tokens,
         "clip_ratio/low_mean": low,
@@ -437,6 +439,8 @@ def step_metrics(
         "mode/malformed_ratio": 1 - grid(lambda j: j.well_formed).mean(),
         "no_think/leak_ratio": grid(lambda j: j.leaked)[:, NO_THINK].mean(),
     }
+    if with_reference:
+        metrics["kl"] = total["kl"] / tokens
     for number, mode in enumerate(MODES):
         metrics[f"{mode}/reward"] = rewards[:, number].mean()
         metrics[f"{mode}/length"] = lengths[:, number].mean()

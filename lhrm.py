@@ -520,7 +520,8 @@ class Log:
         kept = []
         if start_step and self.path.exists():  # drop what a killed run logged past its checkpoint
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
+            whole = [line for line in lines if line.endswith("}")]  # the last one may be half
+            kept = [line for line in whole if json.loads(line)["step"] <= start_step]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         if report_to == "tensorboard":
             try:

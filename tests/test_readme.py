@@ -62,7 +62,7 @@ def test_the_symbol_tables_figures_are_the_defaults():
 
 def test_every_logged_name_is_explained():
     groups = [([lhrm.Judged(0, 1.0, 3, True, True, False, "")] * 2, [-1.0, -1.0])]
-    metrics = hgpo.step_metrics(groups, [1.0] * len(hgpo.TOTALS))
+    metrics = hgpo.step_metrics(groups, [1.0] * len(hgpo.TOTALS), True)
     text = README[README.index("## Reading the logs") :]
     for name in re.findall(r"`([\w/]*)\{([\w,]+)\}([\w/]*)`", text):
         text += "".join(f"`{name[0]}{middle}{name[2]}`" for middle in name[1].split(","))
