@@ -679,10 +679,10 @@ class HFTSettings:
 
 LAB = {  # defaults of the lab, where they differ
     "output_dir": "runs/lab/hft",
-    "num_train_epochs": 2,
     "batch_size": 64,
     "per_device_train_batch_size": 32,
     "learning_rate": 3e-3,
+    "weight_decay": 0.1,
     "gradient_checkpointing": False,
 }
 
