@@ -645,7 +645,8 @@ def announce(name: str, settings: Any, derived: dict[str, Any], folder: Path) ->
 
 
 def progress(items: Any, description: str, **options: Any) -> tqdm:
-    return tqdm(items, desc=description, disable=not is_main_process(), **options)
+    """A progress bar, shown by rank 0 only."""
+    return tqdm(items, desc=description, disable=not is_main_process(), mininterval=0.5, **options)
 
 
 # ------------------------------------------------------------------ Hybrid Fine-Tuning, §2.2, Eq. 4

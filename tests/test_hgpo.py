@@ -7,6 +7,7 @@ import torch
 
 import hgpo
 from hgpo import (
+    Judged,
     inter_advantages,
     inter_rewards,
     intra_advantages,
@@ -208,3 +209,57 @@ def test_loss_weights_of_each_normaliser():
     for loss_type in hgpo.LOSS_TYPES:
         weights = loss_weights(lengths, loss_type, num_responses=2, num_tokens=4, max_tokens=10)
         torch.testing.assert_close(weights, expected[loss_type])
+
+
+# ------------------------------------------------------------------------------------------ metrics
+
+
+def judged(mode, reward, length, finished=True, well_formed=True, leaked=False):
+    return Judged(mode, reward, length, finished, well_formed, leaked, "")
+
+
+def test_a_steps_metrics_are_those_of_all_its_responses():
+    groups = [
+        (
+            [judged(0, 1, 10), judged(0, 0, 20), judged(1, 1, 3), judged(1, 1, 5)],
+            [math.log(0.6), math.log(0.6), math.log(0.3), math.log(0.3)],
+        ),
+        (
+            [judged(0, 1, 8), judged(0, 1, 8), judged(1, 0, 4, False, False), judged(1, 0, 4)],
+            [math.log(0.2), math.log(0.2), math.log(0.7), math.log(0.7)],
+        ),
+    ]
+    totals = dict(zip(hgpo.TOTALS, (0.5, 62, 6.2, 3.1, 0.0, 31, 0)))
+    metrics = hgpo.step_metrics(groups, list(totals.values()), with_reference=True)
+    expected = {
+        "loss": 0.5,
+        "reward": 5 / 8,
+        "think/reward": 3 / 4,
+        "no_think/reward": 2 / 4,
+        "think/length": 46 / 4,
+        "no_think/length": 16 / 4,
+        "reward_std": 0.5 / 4,
+        "frac_reward_zero_std": 3 / 4,
+        "completions/mean_length": 62 / 8,
+        "completions/min_length": 3,
+        "completions/max_length": 20,
+        "completions/clipped_ratio": 1 / 8,
+        "mode/malformed_ratio": 1 / 8,
+        "mode/think_ratio": 0.4,
+        "mode/no_think_ratio": 0.5,
+        "mode/log_prob_think": (math.log(0.6) + math.log(0.2)) / 2,
+        "entropy": 0.1,
+        "kl": 0.05,
+        "clip_ratio/region_mean": 0.5,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert "kl" not in hgpo.step_metrics(groups, list(totals.values()), with_reference=False)
+
+
+@pytest.mark.parametrize("think, no_think, named", [(0.5, 0.5, ""), (0.01, 0.9, "<think>"),
+                                                    (0.97, 0.019, "<no_think>")])  # fmt: skip
+def test_a_mode_under_two_percent_is_warned_of(think, no_think, named):
+    said = []
+    metrics = {"mode/think_ratio": think, "mode/no_think_ratio": no_think}
+    hgpo.warn_of_collapse(7, metrics, said.append)
+    assert (len(said) == 1 and named in said[0]) if named else not said
