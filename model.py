@@ -62,6 +62,11 @@ class Config:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        kinds = {"int": (int,), "float": (int, float)}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type in kinds and (type(value) not in kinds[f.type] or value < 0):
+                raise InputError(f"{f.name} is {value!r}, expected a positive {f.type}")
         if self.model_type not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise InputError(f"model_type {self.model_type!r} is not supported (we do: {known})")
@@ -433,8 +438,10 @@ def read_tensors(folder: Path, wanted: list[str]) -> Iterator[tuple[str, Path, T
     """Yield (name, file, tensor) for every wanted tensor of a model folder, none left over."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
-        files = {name: folder / Path(file).name for name, file in weight_map.items()}
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index}: no weight_map")
+        files = {name: folder / Path(str(file)).name for name, file in weight_map.items()}
     elif single.exists():
         files = dict.fromkeys(safetensors_names(single), single)
     else:
@@ -514,7 +521,10 @@ class Tokenizer:
                 eos = read_json(folder / name).get("eos_token_id")
         if eos is None:
             raise InputError(f"{folder}: no eos_token_id in generation_config.json or config.json")
-        tokenizer = cls(backend, eos if isinstance(eos, list) else [eos])
+        eos_ids = eos if isinstance(eos, list) else [eos]
+        if not eos_ids or not all(type(i) is int for i in eos_ids):
+            raise InputError(f"{folder}: eos_token_id is {eos!r}, expected token ids")
+        tokenizer = cls(backend, eos_ids)
         names = ("tokenizer_config.json", "generation_config.json")
         tokenizer.files = [folder / name for name in names if (folder / name).exists()]
         return tokenizer

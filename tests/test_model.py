@@ -206,6 +206,9 @@ BAD_FOLDERS = {
     "another family": (configure(model_type="mamba"), "'mamba' is not supported"),
     "sliding window": (configure(use_sliding_window=True), "sliding-window"),
     "quantized": (configure(quantization_config={"bits": 4}), "quantized"),
+    "size no number": (configure(hidden_size="big"), "hidden_size is 'big'"),
+    "no size": (configure(hidden_size=None), "hidden_size"),
+    "negative size": (configure(num_hidden_layers=-1), "num_hidden_layers is -1"),
     "scaled rope": (configure(rope_scaling={"rope_type": "yarn"}), "'yarn'"),
 }
 
