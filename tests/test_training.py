@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import hgpo
 import lhrm
 import sample
+from data import lab
 
 TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 8}
 
@@ -126,7 +127,7 @@ def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
     log = log_of(tmp_path)
     assert [entry["step"] for entry in log] == list(range(1, 31))
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
-    assert log[-1]["epoch"] == pytest.approx(30 * 16 / 32000)
+    assert log[-1]["epoch"] == pytest.approx(30 * 16 / lab.NUM_HFT)
     assert all(a["num_tokens"] < b["num_tokens"] for a, b in zip(log, log[1:]))
     assert 0 <= log[0]["mean_token_accuracy"] < log[-1]["mean_token_accuracy"] <= 1
     # The first logged loss is Eq. 4 on the first batch, worked out row by row.
