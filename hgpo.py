@@ -10,6 +10,7 @@ T response tokens, the mode tag first.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
 from lhrm import NO_THINK, THINK, Judged, Query, Runtime
-from model import InputError, Tokenizer, Transformer, write_json
+from model import InputError, Tokenizer, Transformer, read_json, write_json
 from sample import MODES, generate, mix_seed, parse_settings, run_command, setting
 
 # -------------------------------------------------------------- rewards and advantages, Eq. 8 to 10
@@ -167,29 +168,38 @@ class HGPOSettings(lhrm.EvalOptions):
     model_name_or_path: str | None = setting(None, "π_HFT, a model folder; none: the lab")
     dataset_name: str | None = setting(None, "queries to train on, .jsonl or .jsonl.gz")
     eval_dataset_name: str | None = setting(None, "queries to evaluate on before and after")
-    output_dir: str = setting("runs/hgpo", "where the model, log and checkpoints go")
-    max_steps: int = setting(300, "M·I steps of Alg. 1")
-    num_queries: int = setting(256, "B, queries a step, over all processes")
-    num_generations: int = setting(4, "N, responses per query, half of them in each mode")
-    num_iterations: int = setting(1, "μ, updates per step")
+    output_dir: str = setting(
+        "runs/hgpo", "where model, log and checkpoints go; on the lab, into its folder hgpo"
+    )
+    max_steps: int = setting(300, "M·I steps of Alg. 1", minimum=1)
+    num_queries: int = setting(256, "B, queries a step, over all processes", minimum=1)
+    num_generations: int = setting(
+        4, "N, responses per query, half of them in each mode", minimum=1
+    )
+    num_iterations: int = setting(1, "μ, updates per step", minimum=1)
     ref_model_sync_steps: int = setting(0, "M, steps until π_ref becomes π_θ; 0: never")
     alpha: float = setting(1.0, "α, weight of A_inter on the mode tag (Eq. 10)")
-    delta: float = setting(0.2, "δ, head start of no_think (Eq. 9); larger: less thinking")
+    delta: float = setting(
+        0.2, "δ, head start of no_think (Eq. 9); larger: less thinking", minimum=-math.inf
+    )
     epsilon: float = setting(0.5, "ε, clip range of the ratio (Eq. 11)")
     beta: float = setting(0.001, "β, weight of the KL term (Eq. 11); 0: no reference model")
     estimator: str = setting("grpo", "of advantages: Eq. 10, 23 or 22", ESTIMATORS)
     gamma: float | None = setting(None, "γ of Eq. 22; none: 0.99 for reinforce++, else 1")
     loss_type: str = setting("hgpo", "normaliser of Eq. 11's sum over tokens", LOSS_TYPES)
-    temperature: float = setting(1.0, "of rollouts, and of every log-prob in the loss")
-    per_device_train_batch_size: int = setting(8, "responses in a micro-batch")
+    temperature: float = setting(
+        1.0, "of rollouts, and of every log-prob in the loss", minimum=1e-3
+    )
+    rollout_batch_size: int = setting(128, "responses sampled at once by each process", minimum=1)
+    per_device_train_batch_size: int = setting(8, "responses in a micro-batch", minimum=1)
     learning_rate: float = setting(1e-6, "peak learning rate")
     lr_scheduler_type: str = setting("constant", "after warm-up", ("constant", "cosine"))
-    warmup_ratio: float = setting(0.0, "share of the steps in which the rate rises linearly")
+    warmup_ratio: float = setting(0.0, "share of steps in which the rate rises", maximum=1)
     weight_decay: float = setting(0.0, "AdamW's, on matrices")
     max_grad_norm: float = setting(1.0, "clip the global gradient norm; 0: never")
     gradient_checkpointing: bool = setting(True, "recompute activations in the backward pass")
     bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
-    save_steps: int = setting(20, "steps between checkpoints")
+    save_steps: int = setting(20, "steps between checkpoints", minimum=1)
     eval_steps: int = setting(0, "steps between evaluations; 0: before and after only")
     report_to: str = setting("none", "a second place for the log", ("none", "tensorboard"))
     resume_from_checkpoint: bool = setting(False, "go on where a killed run left off")
@@ -197,9 +207,11 @@ class HGPOSettings(lhrm.EvalOptions):
 
 
 LAB = {  # defaults of the lab, where they differ
-    "output_dir": "runs/lab/hgpo",
+    "output_dir": "runs/lab",
     "eval_domain": "maths",
     "eval_num_generations": 8,
+    "eval_batch_size": 1536,
+    "rollout_batch_size": 384,
     "max_steps": 100,
     "num_queries": 48,
     "num_generations": 8,
@@ -244,20 +256,23 @@ def sample_responses(
     """N responses to each query, half of them forced into each mode (Eq. 5, 6), judged (Eq. 7)."""
     prompts = [tokenizer.encode_chat(query.prompt) for query in queries]
     n = settings.num_generations
+    completions = []
     with lhrm.gathered(policy):
-        sampled = generate(
-            policy,
-            [prompt for prompt in prompts for _ in MODES],
-            modes=list(MODES) * len(prompts),  # Eq. 5
-            num_generations=n // 2,
-            max_new_tokens=settings.max_completion_length,
-            temperature=settings.temperature,
-            eos_ids=tokenizer.eos_ids,
-            think_id=tokenizer.think_id,
-            no_think_id=tokenizer.no_think_id,
-            seed=[mix_seed(seed, mode) for seed in seeds for mode in MODES],
-        )
-    completions = [completion for group in sampled for completion in group]  # Eq. 6
+        size = max(1, settings.rollout_batch_size // n)  # queries
+        for part in (slice(i, i + size) for i in range(0, len(prompts), size)):
+            sampled = generate(
+                policy,
+                [prompt for prompt in prompts[part] for _ in MODES],
+                modes=list(MODES) * len(prompts[part]),  # Eq. 5
+                num_generations=n // 2,
+                max_new_tokens=settings.max_completion_length,
+                temperature=settings.temperature,
+                eos_ids=tokenizer.eos_ids,
+                think_id=tokenizer.think_id,
+                no_think_id=tokenizer.no_think_id,
+                seed=[mix_seed(seed, mode) for seed in seeds[part] for mode in MODES],
+            )
+            completions += [completion for group in sampled for completion in group]  # Eq. 6
     return Rollout(
         [prompt for prompt in prompts for _ in range(n)],
         [completion.ids for completion in completions],
@@ -282,7 +297,7 @@ def train(
     models = {"policy": policy} | ({"reference": reference} if reference else {})
     first = tokens_seen = 0
     if newest := lhrm.find_checkpoint(folder, settings.resume_from_checkpoint):
-        first, tokens_seen = lhrm.load_checkpoint(newest, models, optimizer, runtime)
+        first, tokens_seen = lhrm.load_checkpoint(newest, settings, models, optimizer, runtime)
     log = lhrm.Log(folder, first, settings.report_to)
     steps, sync_steps = settings.max_steps, settings.ref_model_sync_steps
     num_queries, n = settings.num_queries, settings.num_generations
@@ -338,7 +353,8 @@ def train(
             grad_norm = lhrm.optimizer_step(policy, optimizer, rate, settings.max_grad_norm)
         times.append(time.perf_counter())
 
-        tokens_seen += num_tokens
+        prompt_tokens = torch.tensor(sum(map(len, rollout.prompts)), device=device)
+        tokens_seen += num_tokens + int(runtime.sum(prompt_tokens))
         tags = old[:, 0].tolist()  # log π_old of each mode tag
         groups = [(rollout.judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
         metrics = step_metrics(
@@ -354,8 +370,8 @@ def train(
             reward=f"{metrics['reward']:.2f}", think_ratio=f"{metrics['mode/think_ratio']:.2f}"
         )
         warn_of_collapse(step + 1, metrics, bar.write)
-        if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
-            lhrm.save_checkpoint(folder, step + 1, tokens_seen, models, optimizer, runtime)
+        if (step + 1) % settings.save_steps == 0 or step + 1 == steps:
+            lhrm.save_checkpoint(settings, step + 1, tokens_seen, models, optimizer, runtime)
 
 
 # ------------------------------------------------------------------------------------------ metrics
@@ -460,7 +476,9 @@ def warn_of_collapse(step: int, metrics: dict[str, float], write: Callable[[str]
 def run(settings: HGPOSettings) -> None:
     """Evaluate π_HFT, train it by Alg. 1, evaluate the result; on the lab, make π_HFT first."""
     runtime = lhrm.start(settings.bf16)
-    folder, on_lab = Path(settings.output_dir), settings.model_name_or_path is None
+    on_lab = settings.model_name_or_path is None
+    root = Path(settings.output_dir)
+    folder = root / "hgpo" if on_lab else root
     if settings.num_generations < 2 or settings.num_generations % 2:
         raise InputError(f"num_generations = {settings.num_generations} must be even: half a mode")
     micro_batch = lhrm.micro_batch_size(
@@ -468,7 +486,8 @@ def run(settings: HGPOSettings) -> None:
     )
     lhrm.find_checkpoint(folder, settings.resume_from_checkpoint)  # refuse before the long work
     if on_lab:
-        settings = prepare_lab(settings, runtime)
+        settings = prepare_lab(settings, root, runtime)
+        settings = dataclasses.replace(settings, output_dir=str(folder))
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of queries")
     queries = lhrm.read_queries(settings.dataset_name)
@@ -507,34 +526,34 @@ def run(settings: HGPOSettings) -> None:
         micro_batch,
         evaluation if held_out else None,
     )
-    lhrm.finish(policy, tokenizer, folder, runtime)
+    lhrm.save_policy(policy, tokenizer, folder, runtime)
     if held_out:
         outcome["hgpo"] = evaluation("hgpo")
         if runtime.rank == 0:
-            write_json((folder.parent if on_lab else folder) / "results.json", outcome)
+            write_json(root / "results.json", outcome)
             report(outcome, kept["hgpo"])
+    lhrm.drop_checkpoints(folder, runtime)
     lhrm.stop()
 
 
-def prepare_lab(settings: HGPOSettings, runtime: Runtime) -> HGPOSettings:
+def prepare_lab(settings: HGPOSettings, root: Path, runtime: Runtime) -> HGPOSettings:
     """Settings that name the lab's data and its π_HFT, fine-tuned now if it is not there."""
-    folder = Path(settings.output_dir).parent
-    _, files = lhrm.prepare_lab(folder, settings.seed, runtime)
-    hft_folder = folder / "hft"
-    if not (hft_folder / "model.safetensors").exists():
-        defaults = lhrm.HFTSettings(**lhrm.LAB)
-        lhrm.hft(
-            dataclasses.replace(
-                defaults,
-                output_dir=str(hft_folder),
-                seed=settings.seed,
-                bf16=settings.bf16,
-                resume_from_checkpoint=settings.resume_from_checkpoint,
-            )
-        )
+    base, files = lhrm.prepare_lab(root, settings.seed, runtime)
+    hft = lhrm.HFTSettings(
+        **{**lhrm.LAB, "output_dir": str(root)},
+        seed=settings.seed,
+        bf16=settings.bf16,
+        resume_from_checkpoint=settings.resume_from_checkpoint,
+    )
+    if (root / "hft" / "model.safetensors").exists():
+        named = {"model_name_or_path": str(base), "dataset_name": str(files["hft"])}
+        made_with = read_json(root / "hft" / "settings.json").get("settings", {})
+        lhrm.check_same(root / "hft", made_with, dataclasses.replace(hft, **named))
+    else:
+        lhrm.hft(hft)
     return dataclasses.replace(
         settings,
-        model_name_or_path=str(hft_folder),
+        model_name_or_path=str(root / "hft"),
         dataset_name=settings.dataset_name or str(files["rl"]),
         eval_dataset_name=settings.eval_dataset_name or str(files["test"]),
     )
@@ -554,7 +573,7 @@ def report(outcome: dict[str, Any], records: Sequence[lhrm.Record]) -> None:
     print(lhrm.level_bars("HFT", hft))
     print(lhrm.level_bars("HGPO", final))
     head = [r for r in records if r.query.domain == final["domain"]] or list(records)
-    head.sort(key=lambda record: record.query.level)
+    head.sort(key=lambda record: (len(record.query.level), record.query.level))
     other = [r for r in records if r.query.domain != final["domain"]] or head
     print("\nThree responses after HGPO, freely sampled:")
     for record in (head[0], head[-1], other[0]):

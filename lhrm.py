@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import gzip
 import json
@@ -22,6 +23,7 @@ import shutil
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -121,23 +124,25 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    what = f"not JSON: {error.msg}" if line.strip() else "empty row"
+                    if "\\u" in line:  # an escape may hide half a surrogate pair
+                        json.dumps(row, ensure_ascii=False).encode("utf-8")
+                except (ValueError, RecursionError) as error:
+                    what = f"not JSON: {error}" if line.strip() else "empty row"
                     raise InputError(f"{path}:{number}: {what}") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{path}:{number}: expected a JSON object")
                 yield f"{path}:{number}", row
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (EOFError, UnicodeDecodeError) as error:
+    except (EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}:{number + 1}: cannot be read: {error}") from None
     if number == 0:
         raise InputError(f"{path}: no rows")
 
 
-def as_messages(prompt: Any, where: str) -> list[dict[str, str]]:
-    """A prompt in either of its two forms, a string or a list of messages, as messages."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def as_messages(given: Any, where: str, role: str = "user") -> list[dict[str, str]]:
+    """Messages, given as such or as the text of a single one of `role`."""
+    messages = [{"role": role, "content": given}] if isinstance(given, str) else given
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{where}: expected a prompt: text, or a list of messages")
     for message in messages:
@@ -156,23 +161,28 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]],
     for where, row in read_rows(path):
         if "messages" in row:
             messages = as_messages(row["messages"], where)
-            prompt, last = messages[:-1], messages[-1]
+            prompt, response = messages[:-1], messages[-1:]
         elif "completion" in row:
             prompt = as_messages(row.get("prompt"), where)
-            last = as_messages(row["completion"], where)[-1]
+            response = as_messages(row["completion"], where, "assistant")
         else:
             prompt = as_messages(row.get("prompt"), where)
-            thinking, answer = row.get("thinking", ""), row.get("answer")
+            thinking, answer = row.get("thinking") or "", row.get("answer")
             mode = row.get("mode", "think" if thinking else "no_think")
-            if mode not in MODES or not isinstance(answer, str):
-                raise InputError(f"{where}: expected an answer, and for mode think or no_think")
-            last = {"role": "assistant", "content": format_response(mode, thinking, answer)}
-        if not prompt or not parse_response(last["content"]).well_formed:
+            if mode not in MODES or not isinstance(answer, str) or not isinstance(thinking, str):
+                raise InputError(f"{where}: expected an answer, with mode think or no_think")
+            if mode == "no_think" and thinking:
+                raise InputError(f"{where}: a no_think row has thinking")
+            response = as_messages(format_response(mode, thinking, answer), where, "assistant")
+        if not prompt or len(response) != 1 or response[0]["role"] != "assistant":
+            raise InputError(f"{where}: expected a prompt and one response of the assistant")
+        text = response[0]["content"]
+        if not parse_response(text).well_formed:
             raise InputError(
-                f"{where}: expected a prompt and a response of the form "
-                "<think>…</think>answer or <no_think>answer</no_think>"
+                f"{where}: the response is neither <think>…</think>answer "
+                "nor <no_think>answer</no_think>"
             )
-        yield where, prompt, last["content"]
+        yield where, prompt, text
 
 
 def read_queries(path: str | Path) -> list[Query]:
@@ -189,8 +199,11 @@ def read_queries(path: str | Path) -> list[Query]:
         answers = answer if isinstance(answer, list) else [answer]
         if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
-        level, domain = (str(row.get(key, "")) for key in ("level", "domain"))
-        queries.append(Query(prompt, answers, level, domain or str(row.get("source", "all"))))
+        labels = [row.get(key) for key in ("level", "domain", "source")]
+        if any(isinstance(label, (list, dict)) for label in labels):
+            raise InputError(f"{where}: level, domain and source are texts or numbers")
+        level, domain, source = ("" if label is None else str(label) for label in labels)
+        queries.append(Query(prompt, answers, level, domain or source or "all"))
     return queries
 
 
@@ -213,7 +226,7 @@ def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
     response = parse_response(text)
     well_formed = response.well_formed and completion.finished
     right = well_formed and any(exact_match(response.answer, gold) for gold in query.answers)
-    return Judged(
+    return Judged(  # Eq. 7
         mode=NEITHER if response.mode is None else MODES.index(response.mode),
         reward=float(right),
         length=len(completion.ids),
@@ -242,7 +255,7 @@ def best_modes(
     gap = think_rewards.double().mean(1) - no_think_rewards.double().mean(1)  # (K,)
     think_shorter = think_lengths.double().mean(1) < no_think_lengths.double().mean(1)
     tie = (gap.abs() < 1e-6) | (gap.abs() < margin - 1e-6)  # 1e-6: a mean of floats is not exact
-    return torch.where(tie, ~think_shorter, gap < 0).long()
+    return torch.where(tie, ~think_shorter, gap < 0).long()  # Eq. 2
 
 
 def hybrid_accuracy(
@@ -312,7 +325,10 @@ def start(bf16: bool | None) -> Runtime:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if not dist.is_initialized() and (world_size > 1 or bf16):
         alone = {} if world_size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group("nccl" if cuda else "gloo", **alone)
+        patience = datetime.timedelta(
+            hours=6
+        )  # one rank's rollout may be much longer than another's
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=patience, **alone)
     return Runtime(int(os.environ.get("RANK", "0")), world_size, device, bf16)
 
 
@@ -332,9 +348,8 @@ def shard(model: Transformer, runtime: Runtime, gradient_checkpointing: bool) ->
         block.gradient_checkpointing = gradient_checkpointing
     if runtime.world_size == 1 and not runtime.bf16:
         return model
-    policy = MixedPrecisionPolicy()
-    if runtime.bf16:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if runtime.bf16 else {}
+    policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)  # rotary angles stay fp32
     for module in (*blocks, model):
         fully_shard(module, mp_policy=policy)
     for module in (*blocks, model):
@@ -491,6 +506,8 @@ def optimizer_step(
     """Clip by the global gradient norm, which is returned, and update. max_grad_norm 0: no clip."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if not norm.isfinite():
+        raise InputError(f"the gradient norm is {norm.item()}: try a lower learning rate")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
@@ -542,7 +559,7 @@ class Log:
 
 
 def save_checkpoint(
-    folder: Path,
+    settings: Any,
     step: int,
     tokens_seen: int,
     models: dict[str, Transformer],
@@ -554,6 +571,7 @@ def save_checkpoint(
     There is no random state to save: every random number is a function of the seed, the step and
     the row it is for.
     """
+    folder = Path(settings.output_dir)
     final, partial = folder / f"checkpoint-{step:06d}", folder / "checkpoint-partial"
     if runtime.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -563,7 +581,8 @@ def save_checkpoint(
     )
     runtime.wait()
     if runtime.rank == 0:
-        write_json(partial / "progress.json", {"step": step, "tokens_seen": tokens_seen})
+        progress = {"step": step, "tokens_seen": tokens_seen}
+        write_json(partial / "progress.json", {**progress, "settings": decisive(settings)})
         old = list(folder.glob("checkpoint-[0-9]*"))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -589,16 +608,35 @@ def find_checkpoint(folder: Path, resume: bool) -> Path | None:
     return found[-1] if found else None
 
 
+def decisive(settings: Any) -> dict[str, Any]:
+    """The settings on which the weights depend, so that a run must go on with the same ones."""
+    others = ("output_dir", "resume_from_checkpoint", "report_to", "save_steps", "logging_steps")
+    values = dataclasses.asdict(settings)
+    return {k: v for k, v in values.items() if k not in others and not k.startswith("eval_")}
+
+
+def check_same(path: Path, recorded: dict[str, Any], settings: Any) -> None:
+    """Raise InputError if what is at `path` was made with other settings than these."""
+    for name, value in decisive(settings).items():
+        if recorded.get(name) != value:
+            raise InputError(f"{path} was made with {name} = {recorded.get(name)}, not {value}")
+
+
 def load_checkpoint(
     path: Path,
+    settings: Any,
     models: dict[str, Transformer],
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
 ) -> tuple[int, int]:
     """Take up a checkpoint; returns its step and the tokens seen until then."""
     done = read_json(path / "progress.json")
+    check_same(path, done.get("settings", {}), settings)
     state = training_state(models, optimizer)
-    dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
+    try:
+        dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
+    except (CheckpointException, Exception) as error:
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     set_state_dict(
         models["policy"],
         optimizer,
@@ -618,21 +656,26 @@ def load_policy(
     return shard(model, runtime, gradient_checkpointing), tokenizer
 
 
-def finish(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
-    """Leave a folder that `transformers`, vLLM and our own commands load, without checkpoints.
+def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
+    """Leave a folder that `transformers`, vLLM and our own commands load.
 
-    The weights are in bf16 if we computed in bf16.
+    The weights come last: where they are, the folder is whole. In bf16 if we computed in bf16.
     """
-    model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)
     if runtime.rank == 0:
         tokenizer.save_pretrained(folder)
-        for path in folder.glob("checkpoint-[0-9]*"):
-            shutil.rmtree(path)
+    model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)
     runtime.wait()
 
 
-def announce(name: str, settings: Any, derived: dict[str, Any], folder: Path) -> None:
-    """Print the resolved settings of a run and keep them, with the versions, in settings.json."""
+def drop_checkpoints(folder: Path, runtime: Runtime) -> None:
+    """A finished run needs none."""
+    if runtime.rank == 0:
+        for path in folder.glob("checkpoint-[0-9]*"):
+            shutil.rmtree(path)
+
+
+def announce(name: str, settings: Any, derived: dict[str, Any], folder: Path | None) -> None:
+    """Print the resolved settings of a run and the versions; keep them in settings.json."""
     if not is_main_process():
         return
     versions = {m.__name__: m.__version__ for m in (torch, tokenizers, safetensors, np)}
@@ -640,8 +683,9 @@ def announce(name: str, settings: Any, derived: dict[str, Any], folder: Path) ->
     print(f"\n{name}")
     for group, entries in values.items():
         print(f"  {group}: " + ", ".join(f"{k}={v}" for k, v in entries.items()))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "settings.json", values)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "settings.json", values)
 
 
 def progress(items: Any, description: str, **options: Any) -> tqdm:
@@ -658,28 +702,30 @@ class HFTSettings:
 
     model_name_or_path: str | None = setting(None, "folder of the base model; none: the lab")
     dataset_name: str | None = setting(None, "HFT rows, .jsonl or .jsonl.gz")
-    output_dir: str = setting("runs/hft", "where the model, log and checkpoints go")
-    num_train_epochs: int = setting(3, "passes over the rows")
+    output_dir: str = setting(
+        "runs/hft", "where model, log and checkpoints go; on the lab, into its folder hft"
+    )
+    num_train_epochs: int = setting(3, "passes over the rows", minimum=1)
     max_steps: int = setting(0, "stop after so many steps; 0: after num_train_epochs")
-    batch_size: int = setting(128, "rows a step, over all processes")
-    per_device_train_batch_size: int = setting(1, "rows in a micro-batch")
+    batch_size: int = setting(128, "rows a step, over all processes", minimum=1)
+    per_device_train_batch_size: int = setting(1, "rows in a micro-batch", minimum=1)
     learning_rate: float = setting(1e-4, "peak learning rate")
     lr_scheduler_type: str = setting("cosine", "after warm-up", ("cosine", "constant"))
-    warmup_ratio: float = setting(0.1, "share of the steps in which the rate rises linearly")
+    warmup_ratio: float = setting(0.1, "share of steps in which the rate rises", maximum=1)
     weight_decay: float = setting(0.0, "AdamW's, on matrices")
     max_grad_norm: float = setting(1.0, "clip the global gradient norm; 0: never")
     max_length: int = setting(32768, "rows of more tokens are left out, and counted")
     gradient_checkpointing: bool = setting(True, "recompute activations in the backward pass")
     bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
-    save_steps: int = setting(500, "steps between checkpoints")
-    logging_steps: int = setting(10, "steps between log lines")
+    save_steps: int = setting(500, "steps between checkpoints", minimum=1)
+    logging_steps: int = setting(10, "steps between log lines", minimum=1)
     report_to: str = setting("none", "a second place for the log", ("none", "tensorboard"))
     resume_from_checkpoint: bool = setting(False, "go on from the newest checkpoint")
     seed: int = setting(0, "of the data order (and of the lab)")
 
 
 LAB = {  # defaults of the lab, where they differ
-    "output_dir": "runs/lab/hft",
+    "output_dir": "runs/lab",
     "batch_size": 64,
     "per_device_train_batch_size": 32,
     "learning_rate": 3e-3,
@@ -699,13 +745,15 @@ def hft_loss(log_probs: Tensor, mask: Tensor, num_examples: int) -> Tensor:
 def hft(settings: HFTSettings) -> None:
     """Fine-tune on both formats; leaves a model folder in `output_dir`."""
     runtime = start(settings.bf16)
-    folder = Path(settings.output_dir)
     if settings.model_name_or_path is None:
-        base, files = prepare_lab(folder.parent, settings.seed, runtime)
-        given = settings.dataset_name
+        base, files = prepare_lab(Path(settings.output_dir), settings.seed, runtime)
         settings = dataclasses.replace(
-            settings, model_name_or_path=str(base), dataset_name=given or str(files["hft"])
+            settings,
+            model_name_or_path=str(base),
+            dataset_name=settings.dataset_name or str(files["hft"]),
+            output_dir=f"{settings.output_dir}/hft",
         )
+    folder = Path(settings.output_dir)
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of HFT rows")
     micro_batch = micro_batch_size("batch_size", settings.batch_size, 1, settings, runtime)
@@ -714,10 +762,12 @@ def hft(settings: HFTSettings) -> None:
         settings.model_name_or_path, runtime, settings.gradient_checkpointing
     )
     rows, too_long = [], 0
-    for _, messages, text in progress(
+    for where, messages, text in progress(
         read_hft_rows(settings.dataset_name), "reading", unit=" rows"
     ):
         prompt, response = tokenizer.encode_chat(messages), tokenizer.encode(text)
+        if set(response) & set(tokenizer.eos_ids):
+            raise InputError(f"{where}: a stop token inside the response")
         response.append(tokenizer.eos_ids[0])  # trained like any other token
         if len(prompt) + len(response) <= settings.max_length:
             rows.append((prompt, response))
@@ -731,7 +781,9 @@ def hft(settings: HFTSettings) -> None:
     optimizer = make_optimizer(policy, settings.weight_decay)
     first = tokens_seen = 0
     if newest:
-        first, tokens_seen = load_checkpoint(newest, {"policy": policy}, optimizer, runtime)
+        first, tokens_seen = load_checkpoint(
+            newest, settings, {"policy": policy}, optimizer, runtime
+        )
     derived = {
         "processes": runtime.world_size,
         "device": runtime.device.type,
@@ -779,8 +831,9 @@ def hft(settings: HFTSettings) -> None:
             log.write(step + 1, values)
             bar.set_postfix(loss=f"{loss_sum:.3f}", accuracy=f"{correct / tokens:.3f}")
         if (step + 1) % settings.save_steps == 0 and step + 1 < steps:
-            save_checkpoint(folder, step + 1, tokens_seen, {"policy": policy}, optimizer, runtime)
-    finish(policy, tokenizer, folder, runtime)
+            save_checkpoint(settings, step + 1, tokens_seen, {"policy": policy}, optimizer, runtime)
+    save_policy(policy, tokenizer, folder, runtime)
+    drop_checkpoints(folder, runtime)
 
 
 def prepare_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[str, Path]]:
@@ -793,7 +846,7 @@ def prepare_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[s
     runtime.wait()
     made_with = json.loads((data / "seed.json").read_text(encoding="utf-8"))
     if made_with != seed:
-        raise InputError(f"{folder} holds the lab of seed {made_with}: choose another --output_dir")
+        raise InputError(f"{folder} holds the lab of seed {made_with}, not of {seed}")
     return base, {name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}
 
 
@@ -805,11 +858,13 @@ class EvalOptions:
     """How to evaluate."""
 
     eval_domain: str | None = setting(None, "domain of the headline figures; none: all rows")
-    eval_num_generations: int = setting(4, "responses per query and mode, and as many free ones")
+    eval_num_generations: int = setting(
+        4, "responses per query and mode, and as many free ones", minimum=1
+    )
     eval_temperature: float = setting(0.6, "sampling temperature of evaluations")
-    eval_top_p: float = setting(0.95, "nucleus of evaluations")
-    eval_batch_size: int = setting(64, "queries evaluated at once by each process")
-    max_completion_length: int = setting(4096, "tokens a response may have")
+    eval_top_p: float = setting(0.95, "nucleus of evaluations", None, 1e-6, 1)
+    eval_batch_size: int = setting(128, "responses sampled at once by each process", minimum=1)
+    max_completion_length: int = setting(4096, "tokens a response may have", minimum=1)
     hacc_margin: float = setting(0.05, "mean rewards closer than this count as equal (Eq. 13)")
 
 
@@ -849,8 +904,8 @@ def evaluate(
     k, records = settings.eval_num_generations, []
     model.eval()
     with gathered(model), progress(None, description, total=len(mine), unit="query") as bar:
-        for i in range(0, len(mine), settings.eval_batch_size):
-            part = mine[i : i + settings.eval_batch_size]
+        size = max(1, settings.eval_batch_size // (k * len(FORCED_AND_FREE)))  # queries
+        for part in (mine[i : i + size] for i in range(0, len(mine), size)):
             prompts = [tokenizer.encode_chat(queries[q].prompt) for q in part]
             sampled = generate(
                 model,
@@ -919,13 +974,17 @@ def results(records: Sequence[Record], margin: float, domain: str | None) -> dic
         parts: dict[str, list[Record]] = {}
         for record in records:
             parts.setdefault(key(record.query), []).append(record)
-        return {name: summarize(part, margin) for name, part in sorted(parts.items()) if name}
+        names = sorted(filter(None, parts), key=lambda name: (len(name), name))  # 2 before 10
+        return {name: summarize(parts[name], margin) for name in names}
 
+    by_domain = split(records, lambda q: q.domain)
+    utilities = [figures["accuracy"] for figures in by_domain.values()]
     return {
         "domain": domain or "all",
         **summarize(head, margin),
+        "mean_utility": sum(utilities) / len(utilities),  # Eq. 3, U being the reward
         "by_level": split(head, lambda q: q.level),
-        "by_domain": split(records, lambda q: q.domain),
+        "by_domain": by_domain,
     }
 
 
@@ -958,6 +1017,8 @@ def run_eval(settings: EvalSettings) -> None:
     runtime = start(settings.bf16)
     queries = read_queries(settings.dataset_name)
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
+    folder = Path(settings.output_dir) if settings.output_dir else None
+    announce("Evaluation", settings, {"queries": len(queries)}, folder)
     records = evaluate(model, tokenizer, queries, settings, runtime, "evaluation", settings.seed)
     result = results(records, settings.hacc_margin, settings.eval_domain)
     if runtime.rank > 0:
@@ -967,9 +1028,7 @@ def run_eval(settings: EvalSettings) -> None:
     print(results_table(rows))
     if result["by_level"]:
         print(level_bars("free", result))
-    if settings.output_dir:
-        folder = Path(settings.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder:
         write_json(folder / "eval.json", result)
         write_records(folder / "responses.jsonl", records)
 
@@ -983,6 +1042,8 @@ def main() -> None:
         hft(parse_settings(HFTSettings, "lhrm.py hft", arguments, lab=LAB))
     elif command == "eval":
         run_eval(parse_settings(EvalSettings, "lhrm.py eval", arguments))
+    elif command in ("-h", "--help"):
+        print("python lhrm.py hft --help\npython lhrm.py eval --help")
     else:
         raise InputError(f"unknown command {command!r}: python lhrm.py hft, or python lhrm.py eval")
     stop()

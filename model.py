@@ -20,7 +20,7 @@ from typing import Any
 import tokenizers
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -65,15 +65,22 @@ class Config:
         kinds = {"int": (int,), "float": (int, float)}
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type in kinds and (type(value) not in kinds[f.type] or value < 0):
+            if f.type in kinds and not (type(value) in kinds[f.type] and value >= 0):
                 raise InputError(f"{f.name} is {value!r}, expected a positive {f.type}")
+            if f.type == "bool" and type(value) is not bool:
+                raise InputError(f"{f.name} is {value!r}, expected true or false")
         if self.model_type not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise InputError(f"model_type {self.model_type!r} is not supported (we do: {known})")
+        if not self.num_attention_heads or not self.rope_theta:
+            raise InputError("num_attention_heads and rope_theta must not be 0")
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         if self.attention_bias is None:
             self.attention_bias = self.model_type == "qwen2"
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+        if empty := [name for name in sizes if not getattr(self, name)]:
+            raise InputError(f"{empty[0]} must not be 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -91,6 +98,8 @@ class Config:
         path = Path(folder) / "config.json"
         values = read_json(path)
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise InputError(f"{path}: rope scaling is {rope!r}, expected an object")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         refused = {
             f"rope scaling {rope_type!r}": rope_type != "default",
@@ -348,9 +357,15 @@ class Transformer(nn.Module):
         the checkpoint has some; the embedding grows only where it has none.
         """
         self.num_tokens = len(tokenizer)
+        first_added = min(tokenizer.added_ids, default=self.num_tokens)
+        if first_added > self.config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {first_added} tokens, the embedding only "
+                f"{self.config.vocab_size} rows"
+            )
         tied = self.config.tie_word_embeddings
         for table in [self.model["embed_tokens"]] + [self.lm_head] * (not tied):
-            mean = table.weight[: min(tokenizer.added_ids, default=0)].mean(0)
+            mean = table.weight[:first_added].mean(0)
             spare = self.num_tokens - table.weight.shape[0]
             if spare > 0:
                 grown = torch.cat([table.weight, mean.expand(spare, -1)])
@@ -381,6 +396,8 @@ class Transformer(nn.Module):
         model.tie_weights()  # to_empty gave the shared matrix two storages
         wanted = model.state_dict()
         for name, path, tensor in read_tensors(folder, model.tensor_names()):
+            if not tensor.is_floating_point():
+                raise InputError(f"{path}: {name} is {tensor.dtype}, expected floating point")
             if tensor.shape != wanted[name].shape:
                 have, want = tuple(tensor.shape), tuple(wanted[name].shape)
                 raise InputError(f"{path}: {name} has shape {have}, config.json asks for {want}")
@@ -429,9 +446,15 @@ class Transformer(nn.Module):
                 partial = folder / f".{file}.partial"
                 save_file(tensors, partial, metadata={"format": "pt"})
                 os.replace(partial, folder / file)
-        if writes and len(shards) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_json(folder / "model.safetensors.index.json", index)
+        if writes:  # what an earlier model left in the folder must not be taken for this one's
+            index = folder / "model.safetensors.index.json"
+            if len(shards) > 1:
+                write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            else:
+                index.unlink(missing_ok=True)
+            for path in folder.glob("model*.safetensors"):
+                if path.name not in weight_map.values():
+                    path.unlink()
 
 
 def read_tensors(folder: Path, wanted: list[str]) -> Iterator[tuple[str, Path, Tensor]]:
@@ -442,7 +465,7 @@ def read_tensors(folder: Path, wanted: list[str]) -> Iterator[tuple[str, Path, T
         if not isinstance(weight_map, dict):
             raise InputError(f"{index}: no weight_map")
         files = {name: folder / Path(str(file)).name for name, file in weight_map.items()}
-    elif single.exists():
+    elif single.is_file():
         files = dict.fromkeys(safetensors_names(single), single)
     else:
         raise InputError(f"{folder}: no model.safetensors and no index (wanted: {wanted[0]}, …)")
@@ -453,13 +476,17 @@ def read_tensors(folder: Path, wanted: list[str]) -> Iterator[tuple[str, Path, T
         raise InputError(f"{folder}: unexpected tensor {odd[0]} ({len(odd)} unexpected in all)")
     for path in dict.fromkeys(files[name] for name in wanted):
         names = [name for name in wanted if files[name] == path]
-        if not path.exists():
+        if not path.is_file():
             raise InputError(f"{path}: missing file, wanted for tensor {names[0]}")
         present = safetensors_names(path)
-        with safe_open(path, framework="pt") as file:
+        if missing := [name for name in names if name not in present]:
+            raise InputError(f"{path}: missing tensor {missing[0]}, which the index puts here")
+        try:
+            file = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise InputError(f"{path}: {error}") from None
+        with file:
             for name in names:
-                if name not in present:
-                    raise InputError(f"{path}: missing tensor {name}, which the index puts here")
                 yield name, path, file.get_tensor(name)
 
 
@@ -475,7 +502,8 @@ def safetensors_names(path: Path) -> list[str]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items()}
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            sorted(ends.values())
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             raise InputError(f"{path}: the safetensors header is malformed") from None
     for name, end in sorted(ends.items(), key=lambda item: item[1]):
         if end > size:
@@ -522,10 +550,10 @@ class Tokenizer:
         if eos is None:
             raise InputError(f"{folder}: no eos_token_id in generation_config.json or config.json")
         eos_ids = eos if isinstance(eos, list) else [eos]
-        if not eos_ids or not all(type(i) is int for i in eos_ids):
-            raise InputError(f"{folder}: eos_token_id is {eos!r}, expected token ids")
         tokenizer = cls(backend, eos_ids)
-        names = ("tokenizer_config.json", "generation_config.json")
+        if not eos_ids or not all(type(i) is int and 0 <= i < len(tokenizer) for i in eos_ids):
+            raise InputError(f"{folder}: eos_token_id is {eos!r}, expected ids of its tokens")
+        names = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
         tokenizer.files = [folder / name for name in names if (folder / name).exists()]
         return tokenizer
 
@@ -542,7 +570,11 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids of a text; nothing is added to it."""
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # half a surrogate pair, or a word without a token
+            raise InputError(f"cannot encode {text[:40]!r}: {error}") from None
 
     def decode(self, ids: list[int]) -> str:
         """Exact text of `ids`, tags and other special tokens included."""
@@ -562,7 +594,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object")

@@ -13,6 +13,8 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from tqdm import tqdm
 
-from model import InputError, KVCache, Tokenizer, Transformer
+from model import InputError, KVCache, Tokenizer, Transformer, is_main_process
 
 MODES = ("think", "no_think")  # ⊢ and ⊬; a mode's number is its place here
 
@@ -102,7 +104,9 @@ def generate(
     finished = torch.zeros(total, dtype=torch.bool, device=device)
     live = torch.arange(total, device=device)  # the responses that the cache's rows belong to
     for t in range(max_new_tokens):
-        scores = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+        scores = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # Eq. 1
+        if t == 0 and scores.isnan().any():
+            raise InputError("the model's logits are not numbers: its weights are damaged")
         tokens = draw(scores, uniform[live, t], temperature, top_k, top_p)
         if t == 0:
             tokens = torch.where(forced >= 0, forced, tokens)
@@ -190,9 +194,19 @@ def draw(scores: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
 # ------------------------------------------------------------------------------------- command line
 
 
-def setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """A field of a settings dataclass: its default, a line that explains it, what it may be."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    minimum: float = 0,
+    maximum: float = math.inf,
+) -> Any:
+    """A field of a settings dataclass: its default, a line that explains it, what it may be.
+
+    minimum and maximum bound numbers, which must be finite.
+    """
+    limits = {"minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -224,6 +238,11 @@ def parse_settings(
             f"--{f.name}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **options
         )
     given = vars(parser.parse_args(arguments))
+    for f in dataclasses.fields(cls):
+        value, low, high = given.get(f.name), f.metadata["minimum"], f.metadata["maximum"]
+        if type(value) in (int, float) and not (low <= value <= high and math.isfinite(value)):
+            upper = f" and at most {high}" if high < math.inf else ""
+            raise InputError(f"--{f.name} {value}: must be at least {low}{upper}")
     base = lab if lab and "model_name_or_path" not in given else {}
     return cls(**{**base, **given})
 
@@ -238,8 +257,11 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; bad input becomes one line on standard error and exit code 2."""
     try:
         main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -253,12 +275,12 @@ class SampleSettings:
     prompt: str | None = setting(None, "answer this and stop")
     prompt_file: str | None = setting(None, "answer every line of this file; prints JSON lines")
     mode: str = setting("auto", "auto lets the model choose", ("auto", *MODES))
-    num_generations: int = setting(1, "responses per prompt")
-    max_completion_length: int = setting(1024, "tokens a response may have")
+    num_generations: int = setting(1, "responses per prompt", minimum=1)
+    max_completion_length: int = setting(1024, "tokens a response may have", minimum=1)
     temperature: float = setting(0.6, "0 is greedy")
     top_k: int = setting(0, "keep the k likeliest tokens; 0: all")
-    top_p: float = setting(0.95, "keep the likeliest tokens that have this probability together")
-    batch_size: int = setting(64, "prompts sampled at once")
+    top_p: float = setting(0.95, "keep the likeliest tokens with this probability", None, 1e-6, 1)
+    batch_size: int = setting(64, "prompts sampled at once", minimum=1)
     seed: int = setting(0, "the same seed gives the same responses")
 
 
@@ -266,6 +288,8 @@ def main() -> None:
     settings = parse_settings(SampleSettings, "sample.py", sys.argv[1:])
     if settings.prompt is not None and settings.prompt_file is not None:
         raise InputError("give --prompt or --prompt_file, not both")
+    if settings.prompt is not None and not settings.prompt.strip():
+        raise InputError("--prompt is empty")
     folder = Path(settings.model_name_or_path)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (`python hgpo.py` trains runs/lab/hgpo)")
@@ -296,7 +320,8 @@ def main() -> None:
 
     if settings.prompt_file is not None:
         try:
-            prompts = Path(settings.prompt_file).read_text(encoding="utf-8").splitlines()
+            prompts = Path(settings.prompt_file).read_text(encoding="utf-8")
+            prompts = prompts.removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{settings.prompt_file}: {error}") from None
         if empty := [n for n, prompt in enumerate(prompts, 1) if not prompt.strip()]:

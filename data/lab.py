@@ -215,4 +215,7 @@ if __name__ == "__main__":
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    write(arguments.output_dir / "base", arguments.output_dir / "data", arguments.seed)
+    try:
+        write(arguments.output_dir / "base", arguments.output_dir / "data", arguments.seed)
+    except OSError as error:
+        parser.error(str(error))

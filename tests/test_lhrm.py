@@ -1,5 +1,6 @@
 """lhrm.py: the grammar, the data, Hybrid Accuracy, scoring, batches, and Hybrid Fine-Tuning."""
 
+import dataclasses
 import gzip
 import json
 import math
@@ -142,6 +143,15 @@ def test_every_form_of_query_is_read(tmp_path):
     assert [(q.level, q.domain) for q in queries[:3]] == [("3", "maths"), ("", "s"), ("", "all")]
 
 
+def test_levels_are_in_the_order_of_their_numbers_and_null_is_none(tmp_path):
+    rows = [{"prompt": "q", "answer": "a", "level": level} for level in (10, None, 2, 1)]
+    queries = read_queries(write_lines(tmp_path / "rows.jsonl", *rows))
+    records = [dataclasses.replace(RECORDS[0], query=query) for query in queries]
+    assert list(lhrm.results(records, 0.05, None)["by_level"]) == ["1", "2", "10"]
+    with pytest.raises(InputError, match=":1: level"):
+        read_queries(write_lines(tmp_path / "rows.jsonl", {**rows[0], "level": [1]}))
+
+
 GOOD = {"prompt": "q", "answer": "a"}
 BAD_ROWS = {
     "empty": ("", "empty row"),
@@ -152,8 +162,10 @@ BAD_ROWS = {
     "no messages": ({"prompt": [], "answer": "a"}, "expected a prompt"),
     "odd message": ({"prompt": [7], "answer": "a"}, "a message needs"),
     "no answer": ({"prompt": "q"}, "expected a"),
-    "blank answer": ({"prompt": "q", "answer": ""}, "expected a"),
+    "blank answer": ({"prompt": "q", "answer": ""}, "answer"),
     "answer no text": ({"prompt": "q", "answer": 5}, "expected a"),
+    "half a character": ('{"prompt": "\\ud800", "answer": "a"}', "not JSON"),
+    "too deep": ("[" * 100_000, "not JSON"),
 }
 
 
@@ -170,7 +182,11 @@ def test_a_bad_row_is_refused_with_its_file_and_line(case, read, tmp_path):
 @pytest.mark.parametrize(
     "row",
     [{"completion": "b"}, {"completion": "<think>b"}, {"thinking": "<think>", "answer": "b"},
-     {"mode": "think", "answer": "b"}, {"mode": "maybe", "answer": "b"}],
+     {"mode": "think", "answer": "b"}, {"mode": "maybe", "answer": "b"},
+     {"mode": "think", "thinking": None, "answer": "b"}, {"thinking": ["a"], "answer": "b"},
+     {"mode": "no_think", "thinking": "a", "answer": "b"},
+     {"completion": [{"role": "user", "content": "<no_think>b</no_think>"}]},
+     {"completion": [{"role": "assistant", "content": "<no_think>b</no_think>"}] * 2}],
 )  # fmt: skip
 def test_an_hft_response_outside_the_grammar_is_refused(row, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", {"prompt": "q", **row})
@@ -378,6 +394,7 @@ RECORDS = [
 def test_eq3_accuracy_is_the_mean_reward_of_the_chosen_mode_by_domain():
     result = lhrm.results(RECORDS, margin=0.05, domain=None)
     assert result["accuracy"] == pytest.approx(5 / 6)
+    assert result["mean_utility"] == pytest.approx((3 / 4 + 1) / 2)
     assert result["by_domain"]["maths"]["accuracy"] == pytest.approx(3 / 4)
     assert result["by_domain"]["code"]["accuracy"] == 1
 

@@ -125,6 +125,14 @@ def test_a_caches_rows_can_be_dropped_reordered_and_copied(model):
         torch.testing.assert_close(step[row], whole, rtol=1e-4, atol=1e-4)
 
 
+def test_positions_can_be_given(model):
+    """Only differences of positions count, as a rotary embedding promises."""
+    ids = torch.tensor([[1, 2, 3]])
+    moved = model(ids, positions=torch.tensor([[40, 41, 42]]))
+    torch.testing.assert_close(moved, model(ids), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(model(ids, positions=torch.tensor([[0, 9, 30]])), moved, atol=0.01)
+
+
 def test_padding_on_the_right_changes_nothing(model):
     short, long = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 2, 3, 0, 0, 0]])
     torch.testing.assert_close(model(long)[:, :3], model(short), rtol=1e-5, atol=1e-5)
@@ -166,6 +174,16 @@ def test_a_loaded_model_computes_the_same_and_keeps_its_head_tied(tmp_path):
     assert Transformer.from_pretrained(tmp_path, dtype=torch.bfloat16)(ids).dtype == torch.bfloat16
 
 
+def test_a_model_saved_over_a_sharded_one_is_the_one_that_is_loaded(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(model_module, "MAX_SHARD_BYTES", 6000)
+        tiny_model(seed=0).save_pretrained(tmp_path)
+    tiny_model(seed=1).save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = Transformer.from_pretrained(tmp_path).state_dict()
+    assert torch.equal(loaded["lm_head.weight"], tiny_model(seed=1).lm_head.weight)
+
+
 def rewrite(change):
     """Damage that changes the tensors of the weights file."""
 
@@ -178,9 +196,19 @@ def rewrite(change):
     return damage
 
 
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 def cut(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def append(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"more")
 
 
 def configure(**values):
@@ -195,6 +223,9 @@ NORM = "model.norm.weight"
 BAD_FOLDERS = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     "weights cut off": (cut, f"truncated: {NORM}"),
+    "bytes left over": (append, "model.safetensors: "),
+    "whole numbers": (rewrite(lambda t: t.update({NORM: t[NORM].int()})), f"{NORM} is torch.int"),
+    "weights a folder": (lambda f: replace_by_folder(f / "model.safetensors"), "no model.safe"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "truncated"),
     "a pickle": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x05" * 99), "truncated"),
     "missing tensor": (rewrite(lambda t: t.pop(NORM)), f"missing tensor {NORM}"),
@@ -208,6 +239,9 @@ BAD_FOLDERS = {
     "quantized": (configure(quantization_config={"bits": 4}), "quantized"),
     "size no number": (configure(hidden_size="big"), "hidden_size is 'big'"),
     "no size": (configure(hidden_size=None), "hidden_size"),
+    "no heads": (configure(num_attention_heads=0), "must not be 0"),
+    "odd flag": (configure(tie_word_embeddings="yes"), "tie_word_embeddings is 'yes'"),
+    "odd rope": (configure(rope_scaling=["yarn"]), "expected an object"),
     "negative size": (configure(num_hidden_layers=-1), "num_hidden_layers is -1"),
     "scaled rope": (configure(rope_scaling={"rope_type": "yarn"}), "'yarn'"),
 }
@@ -289,6 +323,26 @@ def test_missing_tags_become_single_tokens_and_stay_so(tmp_path):
 
 def test_every_end_of_sequence_id_is_read(tmp_path):
     assert Tokenizer.from_pretrained(bare_tokenizer(tmp_path)).eos_ids == [39, 3]
+
+
+@pytest.mark.parametrize("eos", [[], ["a"], -1, 99, 1.5, True, None])
+def test_end_of_sequence_ids_that_are_no_tokens_are_refused(eos, tmp_path):
+    (bare_tokenizer(tmp_path) / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": eos})
+    )
+    with pytest.raises(InputError, match="eos_token_id"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(tmp_path):
+    tokenizer = Tokenizer.from_pretrained(bare_tokenizer(tmp_path))
+    with pytest.raises(InputError, match="40 tokens, the embedding only 39 rows"):
+        tiny_model(vocab_size=39).fit_vocabulary(tokenizer)
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot encode"):
+        Tokenizer.from_pretrained(bare_tokenizer(tmp_path)).encode("\ud800")
 
 
 @pytest.mark.parametrize("tied", [True, False])

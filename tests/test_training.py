@@ -189,6 +189,11 @@ def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(la
         assert all(t.dtype == torch.float32 for t in optimizer.state[parameter].values())
         moved += int((parameter.full_tensor() != before[name]).sum())
     assert moved > 1000
+    seen = []
+    policy.model["layers"][0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    policy(torch.tensor([[1, 2]]))
+    (x, (cos, _), *_) = seen[0]
+    assert (x.dtype, cos.dtype) == (torch.bfloat16, torch.float32)
     hgpo.run(hgpo_settings(lab_folder, tmp_path, bf16=True, max_steps=1, num_iterations=1))
     assert log_of(tmp_path)[0]["sampler_kl"] < 1e-3
     assert weights(tmp_path)["model.norm.weight"].dtype == torch.bfloat16
@@ -241,6 +246,64 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
     assert not torch.equal(
         whole["model.norm.weight"], weights(lab_folder / "base")["model.norm.weight"]
     )
+
+
+def test_a_run_killed_in_its_last_evaluation_trains_no_step_again(
+    lab_folder, tmp_path, monkeypatch
+):
+    rows = str(few_rows(lab_folder, tmp_path, "test"))
+    settings = hgpo_settings(lab_folder, tmp_path / "run", max_steps=2, eval_dataset_name=rows)
+    evaluate = lhrm.evaluate
+
+    def die_after_training(*args):
+        if (tmp_path / "run" / "model.safetensors").exists():
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(lhrm, "evaluate", die_after_training)
+    with pytest.raises(KeyboardInterrupt):
+        hgpo.run(settings)
+    monkeypatch.setattr(lhrm, "evaluate", evaluate)
+    trained = weights(tmp_path / "run")
+    monkeypatch.setattr(lhrm, "optimizer_step", None)
+    hgpo.run(dataclasses.replace(settings, resume_from_checkpoint=True))
+    assert all(torch.equal(trained[k], v) for k, v in weights(tmp_path / "run").items())
+    assert (tmp_path / "run" / "results.json").exists()
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_run_goes_on_only_with_the_settings_it_was_made_with(lab_folder, tmp_path, monkeypatch):
+    settings = hft_settings(lab_folder, tmp_path, save_steps=2)
+    monkeypatch.setattr(lhrm, "save_policy", lambda *_: sys.exit(9))
+    with pytest.raises(SystemExit):
+        lhrm.hft(settings)
+    changed = dataclasses.replace(settings, learning_rate=2e-3, resume_from_checkpoint=True)
+    with pytest.raises(lhrm.InputError, match="was made with learning_rate = 0.001, not 0.002"):
+        lhrm.hft(changed)
+    damaged = tmp_path / "checkpoint-000004" / ".metadata"
+    damaged.write_bytes(b"?")
+    with pytest.raises(lhrm.InputError, match="cannot be read"):
+        lhrm.hft(dataclasses.replace(settings, resume_from_checkpoint=True))
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run(lab_folder, tmp_path):
+    with pytest.raises(lhrm.InputError, match="gradient norm is"):
+        lhrm.hft(hft_settings(lab_folder, tmp_path, learning_rate=1e30))
+
+
+def test_a_stop_token_inside_a_response_is_refused(lab_folder, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "7+5=", "answer": "1<|im_end|>2"}) + "\n")
+    with pytest.raises(lhrm.InputError, match=":1: a stop token inside"):
+        lhrm.hft(hft_settings(lab_folder, tmp_path / "run", dataset_name=str(rows)))
+
+
+def test_the_lab_refuses_a_pi_hft_made_with_other_settings(lab_folder, tmp_path):
+    shutil.copytree(lab_folder, tmp_path / "lab")
+    settings = lhrm.HFTSettings(**{**lhrm.LAB, "output_dir": str(tmp_path / "lab"), "max_steps": 1})
+    lhrm.hft(settings)
+    with pytest.raises(lhrm.InputError, match="hft was made with max_steps = 1, not 0"):
+        hgpo.run(hgpo.HGPOSettings(**{**hgpo.LAB, "output_dir": str(tmp_path / "lab")}))
 
 
 def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
@@ -324,10 +387,16 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
         (["hgpo.py", "--beta", "much"], "invalid float value: 'much'"),
         (["hgpo.py", "--estimator", "ppo"], "invalid choice: 'ppo'"),
         (["hgpo.py", "--num_queries", "7", "--per_device_train_batch_size", "5"], "do not divide"),
+        (["hgpo.py", "--temperature", "0"], "--temperature 0.0: must be at least 0.001"),
+        (["hgpo.py", "--learning_rate", "nan"], "--learning_rate nan: must be"),
+        (["hgpo.py", "--max_grad_norm", "-1"], "--max_grad_norm -1.0: must be at least 0"),
+        (["hgpo.py", "--save_steps", "0"], "--save_steps 0: must be at least 1"),
+        (["hgpo.py", "--eval_top_p", "1.5"], "at most 1"),
         (["hgpo.py", "--model_name_or_path", "BASE"], "give --dataset_name"),
         (["hgpo.py", "--model_name_or_path", "BASE", "--dataset_name", "BAD"], "rows.jsonl:2: "),
         (["hgpo.py", "--model_name_or_path", "CUT", "--dataset_name", "RL"], "truncated: model."),
         (["lhrm.py"], "unknown command ''"),
+        (["lhrm.py", "hft", "--output_dir", "BAD"], "Not a directory"),
         (["lhrm.py", "eval", "--model_name_or_path", "/none"], "/none"),
         (["lhrm.py", "hft", "--batch_size", "64", "--per_device_train_batch_size", "7"], "divide"),
         (["sample.py", "--model_name_or_path", "/none"], "/none: no such folder"),
