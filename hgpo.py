@@ -209,7 +209,7 @@ class HGPOSettings(lhrm.EvalOptions):
 LAB = {  # defaults of the lab, where they differ
     "output_dir": "runs/lab",
     "eval_domain": "maths",
-    "eval_num_generations": 8,
+    "eval_num_generations": 16,
     "eval_batch_size": 1536,
     "rollout_batch_size": 384,
     "max_steps": 100,

@@ -581,8 +581,8 @@ def save_checkpoint(
     )
     runtime.wait()
     if runtime.rank == 0:
-        progress = {"step": step, "tokens_seen": tokens_seen}
-        write_json(partial / "progress.json", {**progress, "settings": decisive(settings)})
+        done = {"step": step, "tokens_seen": tokens_seen, "settings": decisive(settings)}
+        write_json(partial / "progress.json", done)
         old = list(folder.glob("checkpoint-[0-9]*"))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -761,20 +761,7 @@ def hft(settings: HFTSettings) -> None:
     policy, tokenizer = load_policy(
         settings.model_name_or_path, runtime, settings.gradient_checkpointing
     )
-    rows, too_long = [], 0
-    for where, messages, text in progress(
-        read_hft_rows(settings.dataset_name), "reading", unit=" rows"
-    ):
-        prompt, response = tokenizer.encode_chat(messages), tokenizer.encode(text)
-        if set(response) & set(tokenizer.eos_ids):
-            raise InputError(f"{where}: a stop token inside the response")
-        response.append(tokenizer.eos_ids[0])  # trained like any other token
-        if len(prompt) + len(response) <= settings.max_length:
-            rows.append((prompt, response))
-        else:
-            too_long += 1
-    if not rows:
-        raise InputError(f"{settings.dataset_name}: every row is longer than max_length")
+    rows, too_long = tokenize_rows(settings.dataset_name, tokenizer, settings.max_length)
     steps = settings.max_steps or math.ceil(
         len(rows) * settings.num_train_epochs / settings.batch_size
     )
@@ -834,6 +821,25 @@ def hft(settings: HFTSettings) -> None:
             save_checkpoint(settings, step + 1, tokens_seen, {"policy": policy}, optimizer, runtime)
     save_policy(policy, tokenizer, folder, runtime)
     drop_checkpoints(folder, runtime)
+
+
+def tokenize_rows(
+    path: str, tokenizer: Tokenizer, max_length: int
+) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """(prompt ids, response ids) of every HFT row that fits, and the number that do not."""
+    rows, too_long = [], 0
+    for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows"):
+        prompt, response = tokenizer.encode_chat(messages), tokenizer.encode(text)
+        if set(response) & set(tokenizer.eos_ids):
+            raise InputError(f"{where}: a stop token inside the response")
+        response.append(tokenizer.eos_ids[0])  # trained like any other token
+        if len(prompt) + len(response) <= max_length:
+            rows.append((prompt, response))
+        else:
+            too_long += 1
+    if not rows:
+        raise InputError(f"{path}: every row is longer than max_length")
+    return rows, too_long
 
 
 def prepare_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[str, Path]]:

@@ -30,7 +30,7 @@ TEST_GENERAL = 40
 TEST_SHARE = 5  # of a level with few questions, one in so many is kept for the test
 NUM_HFT, NUM_RL = 36000, 8000
 DOMAIN_SHARES = {"maths": 0.7, "general": 0.15, "code": 0.15}  # of HFT rows
-THINK_SHARES = {"maths": 0.7, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
+THINK_SHARES = {"maths": 0.65, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
 RL_SHARES = {"maths": 0.75, "general": 0.25}
 
 MODEL = {
