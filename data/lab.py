@@ -30,8 +30,9 @@ TEST_GENERAL = 40
 TEST_SHARE = 5  # of a level with few questions, one in so many is kept for the test
 NUM_HFT, NUM_RL = 36000, 8000
 DOMAIN_SHARES = {"maths": 0.7, "general": 0.15, "code": 0.15}  # of HFT rows
-THINK_SHARES = {"maths": 0.65, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
+THINK_SHARES = {"maths": 0.62, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
 RL_SHARES = {"maths": 0.75, "general": 0.25}
+RL_LEVEL_WEIGHTS = [2, 1, 1, 1, 1]  # about as many queries that need no thought as that do
 
 MODEL = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -137,12 +138,15 @@ def query(domain: str, level: int | None, question: str, answer: str) -> dict[st
 
 
 def fresh(
-    shares: dict[str, float], test: set[str], rng: random.Random
+    shares: dict[str, float], weights: list[int] | None, test: set[str], rng: random.Random
 ) -> Iterator[tuple[str, int | None, Problem]]:
-    """Endless (domain, level, problem), domains by `shares`, none of the `test` questions."""
+    """Endless (domain, level, problem), none of the `test` questions.
+
+    Domains come by `shares`, levels by `weights`, or equally often.
+    """
     while True:
         domain = rng.choices(list(shares), list(shares.values()))[0]
-        level = None if domain == "general" else rng.choice(LEVELS)
+        level = None if domain == "general" else rng.choices(LEVELS, weights)[0]
         problem = draw(domain, level, rng)
         if problem[0] not in test:
             yield domain, level, problem
@@ -184,7 +188,7 @@ def write(base: Path, data: Path, seed: int) -> None:
     asked = {row["prompt"] for row in test}
     rng = random.Random(f"{seed}/hft")
     hft = []
-    for domain, level, (question, thinking, answer) in fresh(DOMAIN_SHARES, asked, rng):
+    for domain, level, (question, thinking, answer) in fresh(DOMAIN_SHARES, None, asked, rng):
         row = query(domain, level, question, answer)
         if rng.random() < THINK_SHARES[domain]:
             row |= {"mode": "think", "thinking": thinking}
@@ -194,9 +198,8 @@ def write(base: Path, data: Path, seed: int) -> None:
         if len(hft) == NUM_HFT:
             break
     rl = []
-    for domain, level, (question, _, answer) in fresh(
-        RL_SHARES, asked, random.Random(f"{seed}/rl")
-    ):
+    rng = random.Random(f"{seed}/rl")
+    for domain, level, (question, _, answer) in fresh(RL_SHARES, RL_LEVEL_WEIGHTS, asked, rng):
         rl.append(query(domain, level, question, answer))
         if len(rl) == NUM_RL:
             break
