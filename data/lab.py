@@ -2,11 +2,11 @@
 
     python -m data.lab --output_dir lab --seed 0
 
-Three domains. `maths`: chains such as `7+5-3=` in five levels, k operators at level k, operands 0
-to 9, no running value below 0. Spelling out the steps makes every level easy; answering at once is
-easy at level 1 and out of reach at level 5. `code`: the same depths as straight-line programs, such
-as `x=7;x+=5;print(x)`; RL never sees it. `general`: greetings and one-word facts, which need no
-thought.
+Three domains. `maths`: chains such as `17+5-3=` in five levels, k operators at level k, a start of
+0 to 19, operands 0 to 9, no running value below 0. Spelling out the steps makes every level easy;
+answering at once is easy at level 1 and out of reach at level 5. `code`: the same depths as
+straight-line programs, such as `x=7;x+=5;print(x)`; RL never sees it. `general`: greetings and
+one-word facts, which need no thought.
 
 In the HFT rows the mode depends on the domain (mostly think in maths, mostly no_think elsewhere, as
 in the paper's data) but never on the level: what to think about is for RL to find out. Test
@@ -68,7 +68,7 @@ Problem = tuple[str, str, str]  # question, thinking, answer
 
 def chain(level: int, rng: random.Random) -> tuple[int, list[tuple[str, int]], list[int]]:
     """A start, `level` operations on it, and the value after each: the depth of maths and code."""
-    start = value = rng.randint(0, 9)
+    start = value = rng.randint(0, 19)
     operations, values = [], []
     for _ in range(level):
         operand = rng.randint(0, 9)
