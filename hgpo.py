@@ -538,7 +538,7 @@ def run(settings: HGPOSettings) -> None:
 
 def prepare_lab(settings: HGPOSettings, root: Path, runtime: Runtime) -> HGPOSettings:
     """Settings that name the lab's data and its π_HFT, fine-tuned now if it is not there."""
-    base, files = lhrm.prepare_lab(root, settings.seed, runtime)
+    _, files = lhrm.prepare_lab(root, settings.seed, runtime)
     hft = lhrm.HFTSettings(
         **{**lhrm.LAB, "output_dir": str(root)},
         seed=settings.seed,
@@ -546,9 +546,9 @@ def prepare_lab(settings: HGPOSettings, root: Path, runtime: Runtime) -> HGPOSet
         resume_from_checkpoint=settings.resume_from_checkpoint,
     )
     if (root / "hft" / "model.safetensors").exists():
-        named = {"model_name_or_path": str(base), "dataset_name": str(files["hft"])}
+        paths = {"model_name_or_path": None, "dataset_name": None}  # of this lab, wherever it was
         made_with = read_json(root / "hft" / "settings.json").get("settings", {})
-        lhrm.check_same(root / "hft", made_with, dataclasses.replace(hft, **named))
+        lhrm.check_same(root / "hft", {**made_with, **paths}, hft)
     else:
         lhrm.hft(hft)
     return dataclasses.replace(
