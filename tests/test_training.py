@@ -122,12 +122,13 @@ def test_hgpo_moves_the_think_ratio_up_where_thinking_helps_and_down_where_it_do
 
 
 def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
-    settings = hft_settings(lab_folder, tmp_path, max_steps=30, batch_size=16)
+    settings = hft_settings(lab_folder, tmp_path, max_steps=60, batch_size=16, learning_rate=5e-3)
     lhrm.hft(settings)
     log = log_of(tmp_path)
-    assert [entry["step"] for entry in log] == list(range(1, 31))
-    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
-    assert log[-1]["epoch"] == pytest.approx(30 * 16 / lab.NUM_HFT)
+    assert [entry["step"] for entry in log] == list(range(1, 61))
+    losses = [entry["loss"] for entry in log]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])  # a single batch may hold longer rows
+    assert log[-1]["epoch"] == pytest.approx(60 * 16 / lab.NUM_HFT)
     assert all(a["num_tokens"] < b["num_tokens"] for a, b in zip(log, log[1:]))
     assert 0 <= log[0]["mean_token_accuracy"] < log[-1]["mean_token_accuracy"] <= 1
     # The first logged loss is Eq. 4 on the first batch, worked out row by row.
@@ -397,7 +398,7 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
         (["hgpo.py", "--model_name_or_path", "CUT", "--dataset_name", "RL"], "truncated: model."),
         (["lhrm.py"], "unknown command ''"),
         (["lhrm.py", "hft", "--output_dir", "BAD"], "Not a directory"),
-        (["lhrm.py", "eval", "--model_name_or_path", "/none"], "/none"),
+        (["lhrm.py", "eval", "--model_name_or_path", "/none", "--dataset_name", "RL"], "/none"),
         (["lhrm.py", "hft", "--batch_size", "64", "--per_device_train_batch_size", "7"], "divide"),
         (["sample.py", "--model_name_or_path", "/none"], "/none: no such folder"),
         (["sample.py", "--model_name_or_path", "BASE", "--prompt", "7", "--top_p", "2"], "top_p"),
