@@ -333,8 +333,9 @@ def train(
         old, ref = torch.zeros_like(advantages), torch.zeros_like(advantages)  # (R, T)
         totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=device)
         rate = lhrm.scheduled_rate(step, steps, settings)
+        parts = rollout.micro_batches(micro_batch)
         for update in range(settings.num_iterations):  # l. 10: μ updates
-            for part in rollout.micro_batches(micro_batch):
+            for part in parts:
                 now = rollout.score(policy, part, settings.temperature)
                 width = now.mask.shape[1]  # tokens in the longest response of this micro-batch
                 if update == 0:  # no update yet, so π_θ is still π_old
