@@ -636,7 +636,7 @@ def load_checkpoint(
     try:
         dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
     except (CheckpointException, Exception) as error:
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
     set_state_dict(
         models["policy"],
         optimizer,
