@@ -2,7 +2,8 @@
 
     python sample.py --model_name_or_path runs/lab/hgpo --prompt "7+5-3="
     python sample.py --model_name_or_path runs/lab/hgpo --prompt_file questions.txt --mode think
-    python sample.py --model_name_or_path runs/lab/hgpo
+    python sample.py --model_name_or_path runs/lab/hgpo                 # chat
+    echo "7+5-3=" | python sample.py --model_name_or_path runs/lab/hgpo
 
 Shapes: R rows = prompts × num_generations, V vocabulary.
 """
@@ -10,14 +11,17 @@ Shapes: R rows = prompts × num_generations, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import signal
 import sys
+import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +31,11 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from tqdm import tqdm
 
-from model import InputError, KVCache, Tokenizer, Transformer, is_main_process
+from model import SAMPLING, InputError, KVCache, Tokenizer, Transformer, is_main_process
 
 MODES = ("think", "no_think")  # ⊢ and ⊬; a mode's number is its place here
+MAX_TOKENS = 2**20  # that a response may have, for the sake of memory
+Messages = list[dict[str, str]]  # a conversation
 
 
 @dataclass
@@ -269,17 +275,23 @@ def run_command(main: Callable[[], None]) -> None:
 
 @dataclass
 class SampleSettings:
-    """Answer one prompt, a file of prompts, or whatever is typed into an interactive chat."""
+    """Answer one prompt, a file of prompts, or what comes on standard input: a chat if that is a
+    terminal, else one prompt."""
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
     prompt: str | None = setting(None, "answer this and stop")
     prompt_file: str | None = setting(None, "answer every line of this file; prints JSON lines")
+    system: str | None = setting(None, "system message of every conversation")
     mode: str = setting("auto", "auto lets the model choose", ("auto", *MODES))
     num_generations: int = setting(1, "responses per prompt", minimum=1)
-    max_completion_length: int = setting(1024, "tokens a response may have", minimum=1)
-    temperature: float = setting(0.6, "0 is greedy")
-    top_k: int = setting(0, "keep the k likeliest tokens; 0: all")
-    top_p: float = setting(0.95, "keep the likeliest tokens with this probability", None, 1e-6, 1)
+    max_completion_length: int = setting(
+        1024, "tokens a response may have", minimum=1, maximum=MAX_TOKENS
+    )
+    temperature: float = setting(SAMPLING["temperature"], "0 is greedy")
+    top_k: int = setting(SAMPLING["top_k"], "keep the k likeliest tokens; 0: all")
+    top_p: float = setting(
+        SAMPLING["top_p"], "keep the likeliest tokens with this probability", None, 1e-6, 1
+    )
     batch_size: int = setting(64, "prompts sampled at once", minimum=1)
     seed: int = setting(0, "the same seed gives the same responses")
 
@@ -288,22 +300,24 @@ def main() -> None:
     settings = parse_settings(SampleSettings, "sample.py", sys.argv[1:])
     if settings.prompt is not None and settings.prompt_file is not None:
         raise InputError("give --prompt or --prompt_file, not both")
-    if settings.prompt is not None and not settings.prompt.strip():
-        raise InputError("--prompt is empty")
     folder = Path(settings.model_name_or_path)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (`python hgpo.py` trains runs/lab/hgpo)")
+    prompts = read_prompts(settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = Tokenizer.from_pretrained(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = Transformer.from_pretrained(folder, dtype=dtype, device=device)
     model.fit_vocabulary(tokenizer)
+    system = [{"role": "system", "content": settings.system}] if settings.system else []
 
-    def answer(prompts: list[str], seed: int, **options: Any) -> list[list[Completion]]:
+    def answer(
+        conversations: Sequence[Messages], seed: int, mode: str, **options: Any
+    ) -> list[list[Completion]]:
         return generate(
             model,
-            [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in prompts],
-            modes=[None if settings.mode == "auto" else settings.mode] * len(prompts),
+            [tokenizer.encode_chat([*system, *messages]) for messages in conversations],
+            modes=[None if mode == "auto" else mode] * len(conversations),
             max_new_tokens=settings.max_completion_length,
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -315,45 +329,136 @@ def main() -> None:
             **options,
         )
 
-    def text_of(completion: Completion) -> str:
-        return tokenizer.decode(completion.ids[: -1 if completion.finished else None])
+    if prompts is None:
+        return chat(tokenizer, answer, settings.mode, model.config.max_position_embeddings)
+    starts = range(0, len(prompts), settings.batch_size)
+    alone = settings.prompt_file is None
+    bar = tqdm(starts, desc="sampling", unit="batch", disable=True if alone else None)
+    for i in bar:
+        chunk = prompts[i : i + settings.batch_size]
+        conversations = [[{"role": "user", "content": prompt}] for prompt in chunk]
+        n = settings.num_generations
+        responses = answer(conversations, i, settings.mode, num_generations=n)
+        for prompt, completions in zip(chunk, responses):
+            texts = [response_text(tokenizer, completion) for completion in completions]
+            if not alone:
+                print(json.dumps({"prompt": prompt, "responses": texts}, ensure_ascii=False))
+                continue
+            for completion, text in zip(completions, texts):
+                print(text + ("" if completion.finished else " [cut]"))
 
+
+def read_prompts(settings: SampleSettings) -> list[str] | None:
+    """What is to be answered, or None for a chat."""
     if settings.prompt_file is not None:
         try:
-            prompts = Path(settings.prompt_file).read_text(encoding="utf-8")
-            prompts = prompts.removesuffix("\n").split("\n")
+            lines = Path(settings.prompt_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{settings.prompt_file}: {error}") from None
+        prompts = lines.removesuffix("\n").split("\n")
         if empty := [n for n, prompt in enumerate(prompts, 1) if not prompt.strip()]:
             raise InputError(f"{settings.prompt_file}:{empty[0]}: empty prompt")
-        starts = range(0, len(prompts), settings.batch_size)
-        for i in tqdm(starts, desc="sampling", unit="batch", disable=None):
-            chunk = prompts[i : i + settings.batch_size]
-            responses = answer(chunk, i, num_generations=settings.num_generations)
-            for prompt, completions in zip(chunk, responses):
-                row = {"prompt": prompt, "responses": [text_of(c) for c in completions]}
-                print(json.dumps(row, ensure_ascii=False))
-    elif settings.prompt is not None:
-        responses = answer([settings.prompt], 0, num_generations=settings.num_generations)
-        for completion in responses[0]:
-            print(text_of(completion) + ("" if completion.finished else " [cut]"))
+        return prompts
+    if settings.prompt is not None:
+        prompt, source = settings.prompt, "--prompt"
+    elif sys.stdin is None:
+        raise InputError("no standard input: give --prompt")
+    elif sys.stdin.isatty():
+        return None
     else:
-        chat(tokenizer, answer)
+        try:
+            prompt, source = sys.stdin.read().removesuffix("\n"), "standard input"
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input: {error}") from None
+    if not prompt.strip():
+        raise InputError(f"{source} is empty")
+    return [prompt]
 
 
-def chat(tokenizer: Tokenizer, answer: Callable[..., list[list[Completion]]]) -> None:
-    """Read questions until end of input; stream each answer under the mode that was chosen."""
-    print("Each question stands alone. /exit or Ctrl-D ends.")
+def response_text(tokenizer: Tokenizer, completion: Completion) -> str:
+    """The text of a response, without its stop token."""
+    return tokenizer.decode(completion.ids[: -1 if completion.finished else None])
+
+
+COMMANDS = "/think, /no_think and /auto set the mode, /new starts a new conversation, /exit ends."
+
+
+def chat(
+    tokenizer: Tokenizer,
+    answer: Callable[..., list[list[Completion]]],
+    mode: str,
+    max_tokens: int,
+) -> None:
+    """A conversation in the terminal, until end of input; streams each answer under its mode.
+
+    Ctrl-C ends an answer, which is then forgotten, and the chat where there is none.
+    """
+    with contextlib.suppress(ImportError):  # line editing and history, where there is the library
+        import readline  # noqa: F401
+    print(COMMANDS)
+    messages: Messages = []
     for turn in range(sys.maxsize):
         try:
-            question = input("\n> ").strip()
+            line = input(f"\n{mode}> ").strip()
         except EOFError:
             return
-        if question == "/exit":
+        except UnicodeDecodeError as error:
+            print(f"[{error}]")
+            continue
+        if line == "/exit":
             return
-        if question:
-            completion = answer([question], turn, on_token=streamer(tokenizer))[0][0]
-            print("" if completion.finished else " [cut]")
+        elif line in ("/auto", "/think", "/no_think"):
+            mode = line[1:]
+        elif line == "/new":
+            messages = []
+        elif line.startswith("/"):
+            print(COMMANDS)
+        elif line:
+            question = {"role": "user", "content": line}
+            began = time.perf_counter()
+            try:
+                conversation = [*messages, question]
+                with interrupted_between_tokens(streamer(tokenizer)) as show:
+                    completion = answer([conversation], turn, mode, on_token=show)[0][0]
+            except KeyboardInterrupt:
+                print(" [stopped: this turn is forgotten]")
+                continue
+            except InputError as error:
+                print(f"[{error}]")
+                continue
+            text, seconds = response_text(tokenizer, completion), time.perf_counter() - began
+            messages = [*conversation, {"role": "assistant", "content": text}]
+            cut = "" if completion.finished else "cut, "
+            print(f" [{cut}{len(completion.ids)} tokens, {len(completion.ids) / seconds:.0f}/s]")
+            if len(tokenizer.encode_chat(messages)) > max_tokens:
+                print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
+
+
+@contextlib.contextmanager
+def interrupted_between_tokens(show: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """`show`, which now also raises KeyboardInterrupt if Ctrl-C was pressed before.
+
+    At any moment it might be raised in a destructor, where Python swallows it. Pressed again, it is
+    raised at once.
+    """
+    pressed = False
+
+    def note(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    def show_or_stop(token: int) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        show(token)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield show_or_stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def streamer(tokenizer: Tokenizer) -> Callable[[int], None]:

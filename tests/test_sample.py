@@ -1,13 +1,17 @@
 """sample.py: what is drawn, from which distribution, and that nothing but the seed decides it."""
 
 import json
+import os
+import select
+import sys
+import time
 
 import pytest
 import torch
-from conftest import run, tiny_model
+from conftest import ROOT, run, tiny_model
 
 from model import InputError
-from sample import draw, generate
+from sample import Completion, chat, draw, generate
 
 IDS = {"eos_ids": [7, 8], "think_id": 50, "no_think_id": 51}
 PROMPTS = [[1, 2, 3, 4, 5, 6], [9, 10], [11], [1, 2, 3, 4, 5, 6]]
@@ -148,3 +152,96 @@ def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path):
     rows = [json.loads(line) for line in lines]
     assert [row["prompt"] for row in rows] == ["7+5=", "hello ada"]
     assert all(t.startswith("<no_think>") for row in rows for t in row["responses"])
+
+
+def test_the_command_answers_what_comes_on_standard_input(lab_folder):
+    common = ["sample.py", "--model_name_or_path", lab_folder / "base", "--mode", "think"]
+    common += ["--max_completion_length", 4]
+    assert run(*common, text="7+5=\n").stdout.startswith("<think>")
+    refused = run(*common, text=" \n", check=False)
+    assert refused.returncode == 2 and "standard input is empty" in refused.stderr
+
+
+class Terminal:
+    """A command of the project that believes it runs in a terminal."""
+
+    def __init__(self, *command: object) -> None:
+        pty = pytest.importorskip("pty")
+        self.process, self.fd = pty.fork()
+        if self.process == 0:
+            os.chdir(ROOT)
+            os.environ["OMP_NUM_THREADS"] = "1"
+            os.execv(sys.executable, [sys.executable, *map(str, command)])
+        self.seen = ""
+
+    def wait_for(self, text: str) -> str:
+        """What appears up to `text`."""
+        deadline = time.monotonic() + 60
+        while text not in self.seen:
+            assert time.monotonic() < deadline, f"no {text!r} in …{self.seen[-200:]!r}"
+            if select.select([self.fd], [], [], 1)[0]:
+                self.seen += os.read(self.fd, 4096).decode(errors="replace")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def exit_code(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def test_a_chat_sets_the_mode_remembers_forgets_and_survives_ctrl_c(lab_folder):
+    # Greedily, this model goes round in circles and would not stop before 100,000 tokens.
+    command = ["sample.py", "--model_name_or_path", lab_folder / "base", "--temperature", 0]
+    terminal = Terminal(*command, "--max_completion_length", 100000)
+    terminal.wait_for("auto> ")
+    terminal.type("/think\n")
+    terminal.wait_for("think> ")
+    terminal.type("7+5=\n")
+    terminal.wait_for("[thinking] <think>")
+    terminal.type("\x03")
+    terminal.wait_for("[stopped: this turn is forgotten]")
+    terminal.wait_for("think> ")
+    terminal.type("/no_think\n")
+    terminal.wait_for("no_think> ")
+    terminal.type("7+5=\n")
+    terminal.wait_for("[not thinking] <no_think>")
+    terminal.type("\x03")
+    terminal.wait_for("no_think> ")
+    terminal.type("/what\n")
+    assert "/new starts a new conversation" in terminal.wait_for("no_think> ")
+    terminal.type("/exit\n")
+    assert terminal.exit_code() == 0
+
+
+def test_a_chat_is_one_conversation_until_new_starts_another(tokenizer, monkeypatch, capsys):
+    lines = iter(["hi", "", "/no_think", "7+5=", "/new", "/auto", "bye", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    asked = []
+
+    def answer(conversations, turn, mode, on_token):
+        asked.append(([m["content"] for m in conversations[0]], mode))
+        ids = [*tokenizer.encode("<no_think>12</no_think>"), tokenizer.eos_ids[0]]
+        for token in ids:
+            on_token(token)
+        return [[Completion(ids, [0.0] * len(ids), True)]]
+
+    chat(tokenizer, answer, "auto", max_tokens=20)
+    response = "<no_think>12</no_think>"
+    conversations = [(["hi"], "auto"), (["hi", response, "7+5="], "no_think"), (["bye"], "auto")]
+    assert asked == conversations
+    printed = capsys.readouterr().out
+    assert printed.count(f"[not thinking] {response} [4 tokens, ") == 3
+    assert printed.count("longer than the 20 tokens") == 1
+
+
+def test_a_chat_goes_on_after_what_it_cannot_answer(tokenizer, monkeypatch, capsys):
+    lines = iter(["bad", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+
+    def answer(*args, **options):
+        raise InputError("cannot encode this")
+
+    chat(tokenizer, answer, "auto", max_tokens=20)
+    assert "[cannot encode this]" in capsys.readouterr().out
