@@ -9,13 +9,15 @@ straight-line programs, such as `x=7;x+=5;print(x)`; RL never sees it. `general`
 one-word facts, which need no thought.
 
 In the HFT rows the mode depends on the domain (mostly think in maths, mostly no_think elsewhere, as
-in the paper's data) but never on the level: what to think about is for RL to find out. Test
-questions appear in neither of the other sets. Everything follows from the seed.
+in the paper's data) but never on the level: what to think about is for RL to find out. A tenth of
+their questions come in the course of a conversation, so that the model can hold one. Test questions
+appear in neither of the other sets. Everything follows from the seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ TEST_SHARE = 5  # of a level with few questions, one in so many is kept for the 
 NUM_HFT, NUM_RL = 36000, 8000
 DOMAIN_SHARES = {"maths": 0.7, "general": 0.15, "code": 0.15}  # of HFT rows
 THINK_SHARES = {"maths": 0.62, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
+CONVERSATION_SHARE = 0.1  # of HFT rows, with one to three questions before theirs
 RL_SHARES = {"maths": 0.75, "general": 0.25}
 RL_LEVEL_WEIGHTS = [2, 1, 1, 1, 1]  # about as many queries that need no thought as that do
 
@@ -186,14 +189,21 @@ def write(base: Path, data: Path, seed: int) -> None:
 
     test = test_rows(random.Random(f"{seed}/test"))
     asked = {row["prompt"] for row in test}
-    rng = random.Random(f"{seed}/hft")
-    hft = []
+    rng, history_rng = random.Random(f"{seed}/hft"), random.Random(f"{seed}/history")
+    hft: list[dict[str, object]] = []
+    exchanges: list[list[dict[str, str]]] = []  # every question with its answer
     for domain, level, (question, thinking, answer) in fresh(DOMAIN_SHARES, None, asked, rng):
         row = query(domain, level, question, answer)
         if rng.random() < THINK_SHARES[domain]:
             row |= {"mode": "think", "thinking": thinking}
         else:
             row |= {"mode": "no_think"}
+        texts = {"user": question, "assistant": answer}
+        exchange = [{"role": role, "content": text} for role, text in texts.items()]
+        if exchanges and history_rng.random() < CONVERSATION_SHARE:
+            earlier = history_rng.choices(exchanges, k=history_rng.randint(1, 3))
+            row["prompt"] = [*itertools.chain(*earlier), exchange[0]]
+        exchanges.append(exchange)
         hft.append(row)
         if len(hft) == NUM_HFT:
             break

@@ -11,7 +11,18 @@ from lhrm import parse_response, read_hft_rows, read_queries
 
 
 def rows(folder, name):
-    return [json.loads(line) for line in (folder / "data" / f"{name}.jsonl").open()]
+    """The rows of a set, with every question of a conversation as a row of its own."""
+    found = []
+    for line in (folder / "data" / f"{name}.jsonl").open():
+        row = json.loads(line)
+        if isinstance(row["prompt"], list):
+            *earlier, last = row["prompt"]
+            for question, answer in zip(earlier[::2], earlier[1::2]):
+                assert (question["role"], answer["role"]) == ("user", "assistant")
+                found.append({"prompt": question["content"], "answer": answer["content"]})
+            row["prompt"] = last["content"]
+        found.append(row)
+    return found
 
 
 def test_the_same_seed_gives_the_same_bytes(lab_folder, tmp_path):
@@ -32,7 +43,7 @@ def test_no_test_question_is_ever_trained_on(lab_folder):
 
 def value_of(row):
     """The answer, found by other means than the generator's."""
-    if row["domain"] == "maths":
+    if row["prompt"].endswith("="):
         start, *steps = re.findall(r"[+-]?\d+", row["prompt"])
     else:
         start, *steps = re.findall(r"[+-]?=?\d+", row["prompt"])
@@ -44,11 +55,12 @@ def value_of(row):
 @pytest.mark.parametrize("name", ["hft", "rl", "test"])
 def test_every_sum_is_right_has_its_levels_depth_and_stays_above_zero(name, lab_folder):
     for row in rows(lab_folder, name):
-        if row["domain"] == "general":
+        if row.get("domain") == "general":
             assert "level" not in row
+        if not re.search(r"\d", row["prompt"]):
             continue
         partial, depth = value_of(row)
-        assert row["answer"] == str(partial[-1]) and row["level"] == str(depth)
+        assert row["answer"] == str(partial[-1]) and row.get("level", str(depth)) == str(depth)
         assert min(partial) >= 0
         if "thinking" in row:
             results = [int(step.split("=")[1]) for step in row["thinking"].split(";")]
@@ -57,7 +69,7 @@ def test_every_sum_is_right_has_its_levels_depth_and_stays_above_zero(name, lab_
 
 def test_hft_modes_depend_on_the_domain_and_not_on_the_level(lab_folder):
     total, think = Counter(), Counter()
-    for row in rows(lab_folder, "hft"):
+    for row in (row for row in rows(lab_folder, "hft") if "mode" in row):
         for key in (row["domain"], (row["domain"], row.get("level"))):
             total[key] += 1
             think[key] += row["mode"] == "think"
@@ -66,6 +78,14 @@ def test_hft_modes_depend_on_the_domain_and_not_on_the_level(lab_folder):
     for domain in ("maths", "code"):
         shares = [share[domain, str(level)] for level in lab.LEVELS]
         assert max(shares) - min(shares) < 0.1
+
+
+def test_a_tenth_of_the_hft_questions_come_after_others(lab_folder):
+    lines = (lab_folder / "data" / "hft.jsonl").open()
+    prompts = [json.loads(line)["prompt"] for line in lines]
+    lengths = Counter(len(p) for p in prompts if isinstance(p, list))
+    assert set(lengths) == {3, 5, 7}
+    assert sum(lengths.values()) / len(prompts) == pytest.approx(0.1, abs=0.01)
 
 
 def test_rl_never_sees_code(lab_folder):
