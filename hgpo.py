@@ -273,11 +273,12 @@ def sample_responses(
                 seed=[mix_seed(seed, mode) for seed in seeds[part] for mode in MODES],
             )
             completions += [completion for group in sampled for completion in group]  # Eq. 6
+    cases = [(queries[i // n], completion) for i, completion in enumerate(completions)]
     return Rollout(
         [prompt for prompt in prompts for _ in range(n)],
         [completion.ids for completion in completions],
         [completion.log_probs for completion in completions],
-        [lhrm.judge(queries[i // n], c, tokenizer) for i, c in enumerate(completions)],  # Eq. 7
+        lhrm.judge_all(cases, tokenizer),  # Eq. 7
     )
 
 
@@ -370,7 +371,8 @@ def train(
         bar.set_postfix(
             reward=f"{metrics['reward']:.2f}", think_ratio=f"{metrics['mode/think_ratio']:.2f}"
         )
-        warn_of_collapse(step + 1, metrics, bar.write)
+        if runtime.rank == 0:
+            warn_of_collapse(step + 1, metrics, bar.write)
         if (step + 1) % settings.save_steps == 0 or step + 1 == steps:
             lhrm.save_checkpoint(settings, step + 1, tokens_seen, models, optimizer, runtime)
 

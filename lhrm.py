@@ -3,6 +3,7 @@ training loops share.
 
     python lhrm.py hft  --model_name_or_path DIR --dataset_name hft.jsonl
     python lhrm.py eval --model_name_or_path DIR --dataset_name test.jsonl
+    python lhrm.py memory --model_name_or_path DIR --num_processes 8
 
 Shapes: K queries, G forced responses a mode, S free responses, R responses, T response tokens,
 L tokens of prompt and response together, V vocabulary, n tokens of several responses in a row.
@@ -10,11 +11,13 @@ L tokens of prompt and response together, V vocabulary, n tokens of several resp
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import datetime
 import functools
 import gzip
+import itertools
 import json
 import math
 import os
@@ -25,6 +28,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,8 +48,11 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from data import lab
-from data.verify import exact_match
+from data.verify_code import extract_code, run_tests
+from data.verify_math import is_correct
 from model import (
+    CHATML,
+    SAMPLING,
     Config,
     InputError,
     Tokenizer,
@@ -54,7 +61,16 @@ from model import (
     read_json,
     write_json,
 )
-from sample import MODES, Completion, generate, mix_seed, parse_settings, run_command, setting
+from sample import (
+    MAX_TOKENS,
+    MODES,
+    Completion,
+    generate,
+    mix_seed,
+    parse_settings,
+    run_command,
+    setting,
+)
 
 THINK, NO_THINK, NEITHER = 0, 1, -1
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by dcp, if alone
@@ -113,6 +129,7 @@ class Query:
     answers: list[str]  # any of them is right
     level: str
     domain: str
+    tests: str = ""  # that a program must pass, if the answer is one
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -149,6 +166,8 @@ def as_messages(given: Any, where: str, role: str = "user") -> list[dict[str, st
         parts = [message.get(k) for k in ("role", "content")] if isinstance(message, dict) else [0]
         if not all(isinstance(part, str) and part.strip() for part in parts):
             raise InputError(f"{where}: a message needs a role and a content that are not empty")
+        if message["role"] not in CHATML:
+            raise InputError(f"{where}: unknown role {message['role']!r}: {', '.join(CHATML)}")
     return messages
 
 
@@ -186,25 +205,51 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]],
 
 
 def read_queries(path: str | Path) -> list[Query]:
-    """The queries of a file for RL or evaluation: `prompt` and `answer`, a string or a list.
+    """The queries for RL or evaluation of a file, or of several with commas between their names.
 
-    Also read: `problem` for `prompt`; `solution` or `reward_model.ground_truth` for `answer`.
+    A row has `prompt` and `answer`, a string or a list; or `prompt` and `tests`, Python code or a
+    list of its parts, for a program. Also read: `problem` for `prompt`; `solution` or
+    `reward_model.ground_truth` for `answer`; and the `entry_point`, `test_imports` and
+    `test_setup_code` of HumanEval and MBPP. A row that names no domain or source has its file's.
     """
     queries = []
-    for where, row in read_rows(path):
+    rows = itertools.chain.from_iterable(map(read_rows, str(path).split(",")))
+    for where, row in rows:
         prompt = as_messages(row.get("prompt", row.get("problem")), where)
         reward_model = row.get("reward_model")
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
         answer = row.get("answer", row.get("solution", truth))
         answers = answer if isinstance(answer, list) else [answer]
-        if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        tests = read_tests(row, where)
+        if tests:
+            answers = []  # what is called so there is a program that passes
+        elif not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
         labels = [row.get(key) for key in ("level", "domain", "source")]
         if any(isinstance(label, (list, dict)) for label in labels):
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
-        queries.append(Query(prompt, answers, level, domain or source or "all"))
+        name = Path(where.rpartition(":")[0]).name.partition(".")[0]
+        queries.append(Query(prompt, answers, level, domain or source or name, tests))
     return queries
+
+
+def read_tests(row: dict[str, Any], where: str) -> str:
+    """The tests of a row as one text, "" if it has none."""
+    given = [row.get(key) or [] for key in ("test_imports", "test_setup_code", "tests")]
+    parts = [part for value in given for part in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(part, str) for part in parts):
+        raise InputError(f"{where}: tests are texts")
+    if "def check(" in "".join(parts):
+        # HumanEval's tests are a function of the program's, and use what its prompt defines; the
+        # prompt defines the program's function too, as yet without a body.
+        entry = row.get("entry_point")
+        if not re.search(r"^check\(", "\n".join(parts), re.MULTILINE):
+            parts.append(f"check({entry})")
+        with contextlib.suppress(SyntaxError, ValueError):
+            ast.parse(str(row.get("prompt")))
+            parts = [f"tested = {entry}", row["prompt"], f"{entry} = tested", *parts]
+    return "\n".join(parts) if row.get("tests") else ""
 
 
 @dataclass
@@ -225,7 +270,10 @@ def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
     text = tokenizer.decode(completion.ids[: -1 if completion.finished else None])
     response = parse_response(text)
     well_formed = response.well_formed and completion.finished
-    right = well_formed and any(exact_match(response.answer, gold) for gold in query.answers)
+    if query.tests and well_formed:
+        right, _ = run_tests(extract_code(response.answer), query.tests)
+    else:
+        right = well_formed and any(is_correct(response.answer, gold) for gold in query.answers)
     return Judged(  # Eq. 7
         mode=NEITHER if response.mode is None else MODES.index(response.mode),
         reward=float(right),
@@ -235,6 +283,14 @@ def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
         leaked=response.mode == "no_think" and ("<think>" in text or "</think>" in text),
         text=text,
     )
+
+
+def judge_all(cases: Sequence[tuple[Query, Completion]], tokenizer: Tokenizer) -> list[Judged]:
+    """`judge` of each, programs side by side."""
+    if not any(query.tests for query, _ in cases):
+        return [judge(*case, tokenizer) for case in cases]
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+        return list(pool.map(lambda case: judge(*case, tokenizer), cases))
 
 
 # ----------------------------------------------------------------------- hybrid accuracy, §2.1, 2.4
@@ -325,16 +381,26 @@ def start(bf16: bool | None) -> Runtime:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if not dist.is_initialized() and (world_size > 1 or bf16):
         alone = {} if world_size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        patience = datetime.timedelta(
-            hours=6
-        )  # one rank's rollout may be much longer than another's
+        # One rank's rollout may take much longer than another's.
+        patience = datetime.timedelta(hours=6)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=patience, **alone)
     return Runtime(int(os.environ.get("RANK", "0")), world_size, device, bf16)
 
 
 def stop() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the other processes; a process that torchrun started ends here, all being written.
+
+    It must not end the usual way: a thread of gloo may still be giving back the tensors of the
+    last collective, and with PyTorch 2.15 that aborts a Python interpreter that is shutting down.
+    """
+    if not dist.is_initialized():
+        return
+    several = dist.get_world_size() > 1
+    dist.destroy_process_group()
+    if several:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def shard(model: Transformer, runtime: Runtime, gradient_checkpointing: bool) -> Transformer:
@@ -727,7 +793,7 @@ class HFTSettings:
 LAB = {  # defaults of the lab, where they differ
     "output_dir": "runs/lab",
     "batch_size": 64,
-    "per_device_train_batch_size": 32,
+    "per_device_train_batch_size": 16,  # few rows are long, and pad the others
     "learning_rate": 3e-3,
     "weight_decay": 0.1,
     "gradient_checkpointing": False,
@@ -867,10 +933,14 @@ class EvalOptions:
     eval_num_generations: int = setting(
         4, "responses per query and mode, and as many free ones", minimum=1
     )
-    eval_temperature: float = setting(0.6, "sampling temperature of evaluations")
-    eval_top_p: float = setting(0.95, "nucleus of evaluations", None, 1e-6, 1)
+    eval_temperature: float = setting(
+        SAMPLING["temperature"], "sampling temperature of evaluations"
+    )
+    eval_top_p: float = setting(SAMPLING["top_p"], "nucleus of evaluations", None, 1e-6, 1)
     eval_batch_size: int = setting(128, "responses sampled at once by each process", minimum=1)
-    max_completion_length: int = setting(4096, "tokens a response may have", minimum=1)
+    max_completion_length: int = setting(
+        4096, "tokens a response may have", minimum=1, maximum=MAX_TOKENS
+    )
     hacc_margin: float = setting(0.05, "mean rewards closer than this count as equal (Eq. 13)")
 
 
@@ -879,7 +949,9 @@ class EvalSettings(EvalOptions):
     """Accuracy, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on some queries."""
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
-    dataset_name: str = setting("runs/lab/data/test.jsonl", "queries, .jsonl or .jsonl.gz")
+    dataset_name: str = setting(
+        "runs/lab/data/test.jsonl", "files of queries, .jsonl or .jsonl.gz, commas between them"
+    )
     output_dir: str | None = setting(None, "where eval.json and responses.jsonl go; none: nowhere")
     bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
     seed: int = setting(0, "of the sampling")
@@ -926,13 +998,12 @@ def evaluate(
                 no_think_id=tokenizer.no_think_id,
                 seed=[mix_seed(seed, "eval", q, how) for q in part for how in FORCED_AND_FREE],
             )
-            for j, q in enumerate(part):
-                groups = zip(FORCED_AND_FREE, sampled[3 * j : 3 * j + 3])
-                judged = {
-                    how: [judge(queries[q], c, tokenizer) for c in completions]
-                    for how, completions in groups
-                }
-                records.append(Record(queries[q], judged))
+            asked = [queries[q] for q in part for _ in range(k * len(FORCED_AND_FREE))]
+            drawn = [completion for group in sampled for completion in group]
+            judged = iter(judge_all(list(zip(asked, drawn)), tokenizer))
+            for q in part:
+                responses = {how: list(itertools.islice(judged, k)) for how in FORCED_AND_FREE}
+                records.append(Record(queries[q], responses))
             bar.update(len(part))
     model.train()
     return runtime.gather(records)
@@ -947,20 +1018,17 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
     rewards = {how: grid(how, lambda j: j.reward) for how in FORCED_AND_FREE}
     lengths = {how: grid(how, lambda j: j.length) for how in FORCED_AND_FREE}
     chosen = {how: grid(how, lambda j: j.mode) for how in FORCED_AND_FREE}
+    forced_grids = [grids[mode] for grids in (rewards, lengths) for mode in MODES]
+    best = best_modes(*forced_grids, margin)  # (K,)
 
-    def figures(how: str) -> dict[str, float]:
+    def figures(how: str) -> dict[str, Any]:
         return {
             "accuracy": rewards[how].mean().item(),
+            "accuracy_interval": bootstrap(rewards[how]),
             "think_ratio": (chosen[how] == THINK).double().mean().item(),
             "mean_tokens": lengths[how].mean().item(),
-            "hybrid_accuracy": hybrid_accuracy(
-                rewards["think"],
-                rewards["no_think"],
-                lengths["think"],
-                lengths["no_think"],
-                chosen[how],
-                margin,
-            ),
+            "hybrid_accuracy": hybrid_accuracy(*forced_grids, chosen[how], margin),
+            "hybrid_accuracy_interval": bootstrap((chosen[how] == best[:, None]).double()),
             "malformed_ratio": 1 - grid(how, lambda j: j.well_formed).mean().item(),
             "clipped_ratio": 1 - grid(how, lambda j: j.finished).mean().item(),
         }
@@ -968,6 +1036,13 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
     forced = {mode: figures(mode) for mode in MODES}
     accuracies = {f"{mode}_accuracy": forced[mode]["accuracy"] for mode in MODES}
     return {"queries": len(records), **figures("free"), **accuracies, **forced}
+
+
+def bootstrap(values: Tensor) -> list[float]:
+    """95% interval of the mean of (K, S) values, the K queries drawn again and again."""
+    means = values.mean(1).numpy()
+    drawn = np.random.default_rng(0).integers(len(means), size=(1000, len(means)))
+    return np.quantile(means[drawn].mean(1), [0.025, 0.975]).tolist()
 
 
 def results(records: Sequence[Record], margin: float, domain: str | None) -> dict[str, Any]:
@@ -1030,13 +1105,94 @@ def run_eval(settings: EvalSettings) -> None:
     if runtime.rank > 0:
         return
     rows = {"forced think": result["think"], "forced no-think": result["no_think"], "free": result}
+    if len(result["by_domain"]) > 1:
+        rows |= {f"free, {name}": figures for name, figures in result["by_domain"].items()}
     print(f"\n{len(records)} queries, headline domain: {result['domain']}")
     print(results_table(rows))
+    for name in ("accuracy", "hybrid_accuracy"):
+        low, high = result[f"{name}_interval"]
+        print(f"free {name}: {result[name]:.3f}, 95% interval {low:.3f} to {high:.3f}")
     if result["by_level"]:
         print(level_bars("free", result))
     if folder:
         write_json(folder / "eval.json", result)
         write_records(folder / "responses.jsonl", records)
+
+
+# ---------------------------------------------------------------------------------- memory on a GPU
+
+
+@dataclass
+class MemorySettings:
+    """Memory that chat, HFT and HGPO need on each GPU, in bf16, estimated from config.json."""
+
+    model_name_or_path: str = setting("runs/lab/hgpo", "model folder; the weights are not read")
+    num_processes: int = setting(1, "GPUs", minimum=1)
+    max_length: int = setting(4096, "tokens of prompt and response together", minimum=1)
+    per_device_train_batch_size: int = setting(8, "rows in a micro-batch", minimum=1)
+    rollout_batch_size: int = setting(128, "responses sampled at once by each process", minimum=1)
+
+
+def memory_needed(config: Config, settings: MemorySettings) -> dict[str, float]:
+    """Bytes on each GPU for «chat», «hft» and «hgpo», with gradient checkpointing.
+
+    Weights, optimizer state, caches and saved activations are counted; what the kernels and the
+    allocator take on top (some GiB) is not.
+    """
+    layers, share = config.num_hidden_layers, 1 / settings.num_processes
+    count, block = count_parameters(config)
+    outside = count - layers * block  # the embedding and the head
+    cached = layers * 4 * config.num_key_value_heads * config.head_dim  # a token's keys and values
+    drawn = 22 * config.vocab_size  # a row of logits in bf16, as log-probs in fp32, summed in fp64
+
+    chat = 2 * count + cached * settings.max_length + drawn
+    # Parameters, gradients and AdamW's two moments in fp32, split over the GPUs.
+    state = 16 * count * share
+    # In a backward pass: the embedding and two blocks gathered in bf16, with gradients in bf16 and,
+    # to be summed, in fp32; every block's input; one block's activations and their gradients.
+    tokens = settings.per_device_train_batch_size * settings.max_length
+    gathered = 8 * (outside + 2 * block)
+    activations = tokens * (2 * config.hidden_size * layers + 2 * block_activations(config))
+    update = state + gathered + activations + 24 * MAX_LOGITS
+    # In a rollout: the whole model in bf16, and caches, which grow by half at a time.
+    rows = settings.rollout_batch_size
+    rollout = state + 2 * count + rows * (1.5 * cached * settings.max_length + drawn)
+    reference = 4 * count * share
+    loading = 4 * count + reference  # each model is loaded whole, in fp32, and then split
+    return {
+        "chat": chat,
+        "hft": max(4 * count, update),
+        "hgpo": max(loading, reference + update, reference + rollout),
+    }
+
+
+def count_parameters(config: Config) -> tuple[int, int]:
+    """Parameters of the whole model, and of one of its blocks."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    whole, block = (
+        sum(parameter.numel() for parameter in module.parameters())
+        for module in (model, model.model["layers"][0])
+    )
+    return whole, block
+
+
+def block_activations(config: Config) -> int:
+    """Bytes per token that a block in bf16 keeps for its backward pass (attention's scores are
+    not kept)."""
+    inner, shared = (
+        n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
+    )
+    norms = 16 * config.hidden_size  # two: input in fp32, normalised, output
+    attention = 4 * inner + 4 * shared + (6 * (inner + shared) if config.qk_norm else 0)
+    return norms + attention + 8 * config.intermediate_size
+
+
+def print_memory(settings: MemorySettings) -> None:
+    """The `memory` command."""
+    needed = memory_needed(Config.from_pretrained(settings.model_name_or_path), settings)
+    for name, size in needed.items():
+        print(f"{name:5}{size / 2**30:8.1f} GiB" + ("" if name == "chat" else " on each GPU"))
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -1048,10 +1204,12 @@ def main() -> None:
         hft(parse_settings(HFTSettings, "lhrm.py hft", arguments, lab=LAB))
     elif command == "eval":
         run_eval(parse_settings(EvalSettings, "lhrm.py eval", arguments))
+    elif command == "memory":
+        print_memory(parse_settings(MemorySettings, "lhrm.py memory", arguments))
     elif command in ("-h", "--help"):
-        print("python lhrm.py hft --help\npython lhrm.py eval --help")
+        print("\n".join(f"python lhrm.py {name} --help" for name in ("hft", "eval", "memory")))
     else:
-        raise InputError(f"unknown command {command!r}: python lhrm.py hft, or python lhrm.py eval")
+        raise InputError(f"unknown command {command!r}: python lhrm.py hft, eval or memory")
     stop()
 
 

@@ -10,8 +10,22 @@ import pytest
 import torch
 
 from data import lab
+from data.verify_code import run_tests
 from model import Config, Tokenizer, Transformer
+from sample import MODES, generate
 
+
+def sandbox_is_missing() -> str:
+    """Why no program can be run here, or ""."""
+    try:
+        run_tests("", "pass")
+    except (OSError, ImportError) as error:
+        return str(error)
+    return ""
+
+
+reason = sandbox_is_missing()
+needs_sandbox = pytest.mark.skipif(bool(reason), reason=reason)
 torch.set_num_threads(1)  # tiny models: threads would only get in each other's way
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -62,8 +76,10 @@ def tokenizer(lab_folder: Path) -> Tokenizer:
     return Tokenizer.from_pretrained(lab_folder / "base")
 
 
-def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-    """A command of the project in a process of its own, or under torchrun."""
+def run(
+    *command: object, processes: int = 1, check: bool = True, text: str = "", timeout: int = 150
+) -> subprocess.CompletedProcess:
+    """A command of the project in a process of its own, or under torchrun, given `text` to read."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
@@ -75,8 +91,46 @@ def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.
         env=environment,
         capture_output=True,
         text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=150,
+        input=text,
+        timeout=timeout,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def assert_transformers_generates_the_same(folder: Path, question: str) -> None:
+    """Prompts and greedy tokens of a saved model, in both modes and freely, are `transformers`'."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = Transformer.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    model.fit_vocabulary(tokenizer)
+    messages = [{"role": "user", "content": question}]
+    prompt = tokenizer.encode_chat(messages)
+    for mode, option in ((None, {}), *((m, {"enable_thinking": m == "think"}) for m in MODES)):
+        inputs = their_tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", **option
+        )
+        given = inputs["input_ids"][0].tolist()
+        expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False)[0].tolist()
+        [[completion]] = generate(
+            model,
+            [prompt],
+            modes=[mode],
+            max_new_tokens=20 + len(option),  # a forced tag is part of the response
+            temperature=0,
+            eos_ids=tokenizer.eos_ids,
+            think_id=tokenizer.think_id,
+            no_think_id=tokenizer.no_think_id,
+        )
+        assert given == prompt + completion.ids[: len(option)]
+        assert prompt + completion.ids == expected
+        assert their_tokenizer.decode(completion.ids) == tokenizer.decode(completion.ids)
+
+
+def asset(name: str) -> Path:
+    """A file or folder in one of those that LHRM_ASSETS names; the test is skipped without it."""
+    for folder in filter(None, os.environ.get("LHRM_ASSETS", "").split(os.pathsep)):
+        if (path := Path(folder) / name).exists():
+            return path
+    pytest.skip(f"LHRM_ASSETS has no {name}")

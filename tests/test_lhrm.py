@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TINY, needs_sandbox, run, tiny_model
 
 import lhrm
 from lhrm import (
@@ -27,7 +27,7 @@ from lhrm import (
     scheduled_rate,
     score_responses,
 )
-from model import InputError
+from model import Block, Config, InputError, KVCache, rotary_angles
 from sample import Completion, generate
 
 # -------------------------------------------------------------------------------------- the grammar
@@ -75,6 +75,40 @@ def test_anything_else_is_malformed(text):
 def completion(tokenizer, text, finished=True):
     ids = tokenizer.encode(text) + tokenizer.eos_ids[:1] * finished
     return Completion(ids, [0.0] * len(ids), finished)
+
+
+def test_several_files_are_one_set_of_queries_each_a_domain(tmp_path):
+    for name in ("amc23", "aime24"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
+    queries = read_queries(f"{tmp_path}/amc23.jsonl,{tmp_path}/aime24.jsonl")
+    assert [query.domain for query in queries] == ["amc23", "aime24"]
+
+
+def test_a_bootstrap_interval_is_about_two_standard_errors_of_the_queries_wide():
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(400, 1, generator=generator)
+    low, high = lhrm.bootstrap(means.expand(-1, 3))  # equal samples say nothing new
+    error = means.std().item() / 20
+    assert low == pytest.approx(means.mean().item() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(means.mean().item() + 1.96 * error, abs=0.2 * error)
+    assert lhrm.bootstrap(torch.ones(5, 2)) == [1.0, 1.0]
+
+
+@needs_sandbox
+def test_eq7_a_program_is_right_if_it_passes_its_tests(tmp_path, monkeypatch):
+    row = {"prompt": "Add one.", "tests": ["assert f(1) == LAST", "assert f(5) == 6"]}
+    humaneval = {"prompt": "Add one.", "tests": "def check(f):\n    assert f(1) == 2"}
+    rows = [row | {"test_setup_code": "LAST = 2", "answer": "def f"}, humaneval]
+    rows[1]["entry_point"] = "f"
+    path = tmp_path / "code.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    queries = read_queries(path)
+    assert all(query.answers == [] for query in queries)
+    plain = SimpleNamespace(decode=lambda text: text)
+    texts = [f"<no_think>```python\ndef f(x): return x + {n}\n```</no_think>" for n in (1, 2)]
+    for query in queries:
+        cases = [(query, Completion(text + "$", [], True)) for text in texts]
+        assert [judged.reward for judged in lhrm.judge_all(cases, plain)] == [1.0, 0.0]
 
 
 def test_eq7_reward_is_for_a_right_answer_in_a_whole_response(tokenizer):
@@ -140,7 +174,11 @@ def test_every_form_of_query_is_read(tmp_path):
     queries = read_queries(path)
     assert all(q.prompt == [{"role": "user", "content": "q"}] for q in queries)
     assert all(q.answers == ["a"] for q in queries)
-    assert [(q.level, q.domain) for q in queries[:3]] == [("3", "maths"), ("", "s"), ("", "all")]
+    assert [(q.level, q.domain) for q in queries[:3]] == [
+        ("3", "maths"),
+        ("", "s"),
+        ("", path.stem),
+    ]
 
 
 def test_levels_are_in_the_order_of_their_numbers_and_null_is_none(tmp_path):
@@ -413,3 +451,58 @@ def test_results_of_a_domain_by_level_with_both_forced_modes():
     assert (level_2["think_accuracy"], level_2["no_think_accuracy"]) == (1, 0)
     with pytest.raises(InputError, match="'law'"):
         lhrm.results(RECORDS, margin=0.05, domain="law")
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
+def test_a_blocks_saved_activations_are_what_the_memory_estimate_counts(model_type):
+    config = Config(**{**TINY, "model_type": model_type, "hidden_size": 128, "head_dim": 48})
+    block, tokens = Block(config, 0).bfloat16(), 64
+    x = torch.randn(1, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    positions = torch.arange(tokens)[None]
+    frequencies, scale = config.rotary_frequencies()
+    rope = rotary_angles(positions, torch.tensor(frequencies), scale)
+    shared = {t.untyped_storage().data_ptr() for t in (*block.parameters(), *rope)}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(x, rope, positions, None, None)
+    size = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in shared)
+    assert size / tokens == pytest.approx(lhrm.block_activations(config), rel=0.03)
+
+
+def test_the_memory_of_caches_and_of_training_state_is_what_they_take():
+    model = tiny_model().bfloat16()
+    count = sum(p.numel() for p in model.parameters())
+    assert lhrm.count_parameters(model.config)[0] == count
+    cache = KVCache(1)
+    model(torch.ones(1, 10, dtype=torch.long), cache=cache)
+    pairs = cache.layers.values()
+    cached = sum(t[:, : cache.size].numel() * t.element_size() for pair in pairs for t in pair)
+    chat = [
+        lhrm.memory_needed(model.config, lhrm.MemorySettings(max_length=n))["chat"] for n in (0, 10)
+    ]
+    assert chat[1] - chat[0] == cached and chat[0] == 2 * count + 22 * 61
+
+    model = tiny_model()
+    optimizer = lhrm.make_optimizer(model, 0.0)
+    model(torch.ones(1, 4, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    tensors = [t for p in model.parameters() for t in (p, p.grad, *optimizer.state[p].values())]
+    state = sum(t.numel() * t.element_size() for t in tensors if t.dim())
+    one, two = (
+        lhrm.memory_needed(model.config, lhrm.MemorySettings(num_processes=n)) for n in (1, 2)
+    )
+    assert one["hft"] - two["hft"] == state / 2 == 8 * count
+    assert one["hgpo"] - two["hgpo"] == 10 * count  # and the reference model
+
+
+def test_the_memory_command(lab_folder):
+    done = run("lhrm.py", "memory", "--model_name_or_path", lab_folder / "base")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["chat", "hft", "hgpo"]

@@ -1,0 +1,74 @@
+"""Real benchmark files: run where LHRM_ASSETS names a folder that has them in `data`."""
+
+import itertools
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import asset
+
+from data.verify_code import run_tests
+from data.verify_math import is_correct
+from lhrm import read_queries
+
+MATHS = ["math500", "amc23", "aime24", "olympiadbench_oe_maths_en", "gsm8k_test"]
+
+
+def golds(name: str) -> list[str]:
+    return [gold for query in read_queries(asset(f"data/{name}.jsonl")) for gold in query.answers]
+
+
+@pytest.mark.parametrize("name", MATHS)
+def test_every_right_answer_is_right_in_other_dress(name):
+    for gold in golds(name):
+        dresses = [gold, rf"\boxed{{{gold}}}", f"${gold}$", f" {gold} ."]
+        dresses += [gold.replace(r"\frac", r"\dfrac"), gold.replace("+", " + ")]
+        if not re.search(r"\\(left|[({])|\d,\d\d\d", gold):
+            dresses += [gold.replace("(", r"\left(").replace(")", r"\right)")]
+            dresses += [gold.replace(",", ", ")]
+        for dressed in dresses:
+            assert is_correct(dressed, gold), (dressed, gold)
+
+
+def test_no_two_of_math500s_answers_are_the_same_but_those_that_are():
+    different = sorted(set(golds("math500")))
+    found = {frozenset(pair) for pair in itertools.permutations(different, 2) if is_correct(*pair)}
+    assert found == {
+        frozenset(pair)
+        for pair in [
+            ("-2,1", "1,-2"),
+            (r"10,\!080", "10080"),
+            ("120", r"120^\circ"),
+            ("15", r"15\mbox{ cm}^2"),
+            (r"2 \sqrt{5}", r"2\sqrt{5}"),
+            ("30", r"30^\circ"),
+            ("36", r"36^\circ"),
+            ("36", r"\$36"),
+            ("5", "x=5"),
+            ("90", r"90^\circ"),
+            (r"\frac14", r"\frac{1}{4}"),
+        ]
+    }
+
+
+def test_what_humanevals_prompts_define_is_not_the_programs_to_say():
+    queries = read_queries(asset("data/humaneval.jsonl"))
+    zero = "def poly(xs, x): return 0.0\ndef find_zero(xs): return 0"
+    same = "def encode_cyclic(s): return s\ndef decode_cyclic(s): return s"
+    shift = "def encode_shift(s): return s\ndef decode_shift(s): return s"
+    for number, cheat in ((32, zero), (38, same), (50, shift)):
+        assert not run_tests(cheat, queries[number].tests)[0], number
+
+
+@pytest.mark.parametrize("name, count", [("humaneval", 164), ("mbpp_sanitized", 427)])
+def test_every_reference_program_passes_its_tests(name, count):
+    path = asset(f"data/{name}.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    begun = name == "humaneval"  # its prompt is the beginning of the program
+    codes = [(row["prompt"] if begun else "") + row["answer"] for row in rows]
+    tests = [query.tests for query in read_queries(path)]
+    assert len(codes) == len(tests) == count
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(run_tests, codes, tests))
+    assert [(row["id"], out) for row, out in zip(rows, outcomes) if not out[0]] == []
