@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
-from lhrm import NO_THINK, THINK, Judged, Query, Runtime
+from data.rows import Query, read_queries
+from lhrm import NO_THINK, THINK, Judged, Runtime
 from model import InputError, Tokenizer, Transformer, read_json, write_json
 from sample import MODES, generate, mix_seed, parse_settings, run_command, setting
 
@@ -493,8 +494,8 @@ def run(settings: HGPOSettings) -> None:
         settings = dataclasses.replace(settings, output_dir=str(folder))
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of queries")
-    queries = lhrm.read_queries(settings.dataset_name)
-    held_out = settings.eval_dataset_name and lhrm.read_queries(settings.eval_dataset_name)
+    queries = read_queries(settings.dataset_name)
+    held_out = settings.eval_dataset_name and read_queries(settings.eval_dataset_name)
     source, checkpointing = settings.model_name_or_path, settings.gradient_checkpointing
     policy, tokenizer = lhrm.load_policy(source, runtime, checkpointing)
     reference = None

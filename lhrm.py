@@ -1,5 +1,5 @@
-"""Modes, response grammar, Hybrid Fine-Tuning (Eq. 4), Hybrid Accuracy (Eq. 2, 13), and what both
-training loops share.
+"""Rewards (Eq. 7), Hybrid Fine-Tuning (Eq. 4), Hybrid Accuracy and evaluation (Eq. 2, 3, 13), and
+what both training loops share.
 
     python lhrm.py hft  --model_name_or_path DIR --dataset_name hft.jsonl
     python lhrm.py eval --model_name_or_path DIR --dataset_name test.jsonl
@@ -11,22 +11,18 @@ L tokens of prompt and response together, V vocabulary, n tokens of several resp
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import datetime
 import functools
-import gzip
 import itertools
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,10 +44,15 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from data import lab
+from data.rows import (
+    Query,
+    parse_response,
+    read_hft_rows,
+    read_queries,
+)
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
 from model import (
-    CHATML,
     SAMPLING,
     Config,
     InputError,
@@ -77,179 +78,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by
 MAX_LOGITS = 2**25  # logits held at once when scoring: 128 MiB in fp32
 
 
-# ----------------------------------------------------------------------------- the response grammar
-
-
-class Response(NamedTuple):
-    mode: str | None  # by the tag that opens the text: "think", "no_think", or None
-    thinking: str  # "" unless well formed
-    answer: str  # "" unless well formed
-    well_formed: bool
-
-
-TAG = re.compile("|".join(re.escape(tag) for tag in Tokenizer.TAGS))
-GRAMMAR = {
-    "think": re.compile(r"<think>(?P<thinking>.*)</think>(?P<answer>.*)", re.DOTALL),
-    "no_think": re.compile(r"<no_think>(?P<thinking>)(?P<answer>.*)</no_think>\s*", re.DOTALL),
-}
-
-
-def parse_response(text: str) -> Response:
-    """The one grammar of data, reward and evaluation, for text without its stop token:
-
-        <think>reasoning</think>answer        <no_think>answer</no_think>
-
-    with non-blank reasoning and answer, and no tag anywhere else. Anything else is malformed.
-    """
-    mode = next((mode for mode in MODES if text.startswith(f"<{mode}>")), None)
-    match = GRAMMAR[mode].fullmatch(text) if mode else None
-    if match is None or len(TAG.findall(text)) != 2:
-        return Response(mode, "", "", False)
-    thinking, answer = match["thinking"].strip(), match["answer"].strip()
-    if not answer or (mode == "think" and not thinking):
-        return Response(mode, "", "", False)
-    return Response(mode, thinking, answer, True)
-
-
-def format_response(mode: str, thinking: str, answer: str) -> str:
-    """The text that `parse_response` reads back."""
-    if mode == "think":
-        return f"<think>{thinking}</think>{answer}"
-    return f"<no_think>{answer}</no_think>"
-
-
-# --------------------------------------------------------------------------------------------- data
-
-
-@dataclass
-class Query:
-    """A question to answer, for RL and evaluation."""
-
-    prompt: list[dict[str, str]]  # messages
-    answers: list[str]  # any of them is right
-    level: str
-    domain: str
-    tests: str = ""  # that a program must pass, if the answer is one
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(«file:line», object) for each line of a .jsonl or .jsonl.gz file; no line is passed over."""
-    path = Path(path)
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                    if "\\u" in line:  # an escape may hide half a surrogate pair
-                        json.dumps(row, ensure_ascii=False).encode("utf-8")
-                except (ValueError, RecursionError) as error:
-                    what = f"not JSON: {error}" if line.strip() else "empty row"
-                    raise InputError(f"{path}:{number}: {what}") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}:{number}: expected a JSON object")
-                yield f"{path}:{number}", row
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except (EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path}:{number + 1}: cannot be read: {error}") from None
-    if number == 0:
-        raise InputError(f"{path}: no rows")
-
-
-def as_messages(given: Any, where: str, role: str = "user") -> list[dict[str, str]]:
-    """Messages, given as such or as the text of a single one of `role`."""
-    messages = [{"role": role, "content": given}] if isinstance(given, str) else given
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"{where}: expected a prompt: text, or a list of messages")
-    for message in messages:
-        parts = [message.get(k) for k in ("role", "content")] if isinstance(message, dict) else [0]
-        if not all(isinstance(part, str) and part.strip() for part in parts):
-            raise InputError(f"{where}: a message needs a role and a content that are not empty")
-        if message["role"] not in CHATML:
-            raise InputError(f"{where}: unknown role {message['role']!r}: {', '.join(CHATML)}")
-    return messages
-
-
-def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]], str]]:
-    """(«file:line», prompt messages, response) for each row, the response checked by the grammar.
-
-    A row has `messages`, or `prompt` and `completion`, or `prompt`, `answer` and, if it thinks,
-    `thinking`.
-    """
-    for where, row in read_rows(path):
-        if "messages" in row:
-            messages = as_messages(row["messages"], where)
-            prompt, response = messages[:-1], messages[-1:]
-        elif "completion" in row:
-            prompt = as_messages(row.get("prompt"), where)
-            response = as_messages(row["completion"], where, "assistant")
-        else:
-            prompt = as_messages(row.get("prompt"), where)
-            thinking, answer = row.get("thinking") or "", row.get("answer")
-            mode = row.get("mode", "think" if thinking else "no_think")
-            if mode not in MODES or not isinstance(answer, str) or not isinstance(thinking, str):
-                raise InputError(f"{where}: expected an answer, with mode think or no_think")
-            if mode == "no_think" and thinking:
-                raise InputError(f"{where}: a no_think row has thinking")
-            response = as_messages(format_response(mode, thinking, answer), where, "assistant")
-        if not prompt or len(response) != 1 or response[0]["role"] != "assistant":
-            raise InputError(f"{where}: expected a prompt and one response of the assistant")
-        text = response[0]["content"]
-        if not parse_response(text).well_formed:
-            raise InputError(
-                f"{where}: the response is neither <think>…</think>answer "
-                "nor <no_think>answer</no_think>"
-            )
-        yield where, prompt, text
-
-
-def read_queries(path: str | Path) -> list[Query]:
-    """The queries for RL or evaluation of a file, or of several with commas between their names.
-
-    A row has `prompt` and `answer`, a string or a list; or `prompt` and `tests`, Python code or a
-    list of its parts, for a program. Also read: `problem` for `prompt`; `solution` or
-    `reward_model.ground_truth` for `answer`; and the `entry_point`, `test_imports` and
-    `test_setup_code` of HumanEval and MBPP. A row that names no domain or source has its file's.
-    """
-    queries = []
-    rows = itertools.chain.from_iterable(map(read_rows, str(path).split(",")))
-    for where, row in rows:
-        prompt = as_messages(row.get("prompt", row.get("problem")), where)
-        reward_model = row.get("reward_model")
-        truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-        answer = row.get("answer", row.get("solution", truth))
-        answers = answer if isinstance(answer, list) else [answer]
-        tests = read_tests(row, where)
-        if tests:
-            answers = []  # what is called so there is a program that passes
-        elif not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-            raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
-        labels = [row.get(key) for key in ("level", "domain", "source")]
-        if any(isinstance(label, (list, dict)) for label in labels):
-            raise InputError(f"{where}: level, domain and source are texts or numbers")
-        level, domain, source = ("" if label is None else str(label) for label in labels)
-        name = Path(where.rpartition(":")[0]).name.partition(".")[0]
-        queries.append(Query(prompt, answers, level, domain or source or name, tests))
-    return queries
-
-
-def read_tests(row: dict[str, Any], where: str) -> str:
-    """The tests of a row as one text, "" if it has none."""
-    given = [row.get(key) or [] for key in ("test_imports", "test_setup_code", "tests")]
-    parts = [part for value in given for part in (value if isinstance(value, list) else [value])]
-    if not all(isinstance(part, str) for part in parts):
-        raise InputError(f"{where}: tests are texts")
-    if "def check(" in "".join(parts):
-        # HumanEval's tests are a function of the program's, and use what its prompt defines; the
-        # prompt defines the program's function too, as yet without a body.
-        entry = row.get("entry_point")
-        if not re.search(r"^check\(", "\n".join(parts), re.MULTILINE):
-            parts.append(f"check({entry})")
-        with contextlib.suppress(SyntaxError, ValueError):
-            ast.parse(str(row.get("prompt")))
-            parts = [f"tested = {entry}", row["prompt"], f"{entry} = tested", *parts]
-    return "\n".join(parts) if row.get("tests") else ""
+# ----------------------------------------------------------------------------------- rewards, Eq. 7
 
 
 @dataclass

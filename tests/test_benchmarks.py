@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import asset
 
+from data.rows import read_queries
 from data.verify_code import run_tests
 from data.verify_math import is_correct
-from lhrm import read_queries
 
 MATHS = ["math500", "amc23", "aime24", "olympiadbench_oe_maths_en", "gsm8k_test"]
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from data import lab
-from lhrm import parse_response, read_hft_rows, read_queries
+from data.rows import parse_response, read_hft_rows, read_queries
 
 
 def rows(folder, name):

@@ -1,0 +1,157 @@
+"""data/rows.py: the response grammar, and the rows of every file."""
+
+import gzip
+import json
+
+import pytest
+
+from data.rows import format_response, parse_response, read_hft_rows, read_queries
+from model import InputError
+
+# -------------------------------------------------------------------------------------- the grammar
+
+
+@pytest.mark.parametrize("mode, thinking", [("think", "7+5=12;\n12-3=9"), ("no_think", "")])
+def test_what_is_formatted_is_parsed_back(mode, thinking):
+    response = parse_response(format_response(mode, thinking, "9"))
+    assert response == (mode, thinking, "9", True)
+
+
+def test_white_space_around_the_parts_does_not_count():
+    assert parse_response("<think>\n a \n</think>\n\n 9 \n") == ("think", "a", "9", True)
+    assert parse_response("<no_think> 9 </no_think>\n") == ("no_think", "", "9", True)
+
+
+MALFORMED = {
+    "": None,
+    "9": None,
+    " <think>a</think>9": None,
+    "</think>9": None,
+    "<think>a": "think",
+    "<think>a</think>": "think",
+    "<think>a</think>  ": "think",
+    "<think> </think>9": "think",
+    "<think>a</think>9</think>": "think",
+    "<think>a<think>b</think>9": "think",
+    "<think>a</think>9<no_think>9</no_think>": "think",
+    "<think>a</no_think>9": "think",
+    "<no_think>9": "no_think",
+    "<no_think></no_think>": "no_think",
+    "<no_think>9</no_think>9": "no_think",
+    "<no_think>9</think>": "no_think",
+    "<no_think><think>a</think>9</no_think>": "no_think",
+    "<no_think>a</think>9</no_think>": "no_think",
+    "<no_think>9</no_think><no_think>9</no_think>": "no_think",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_anything_else_is_malformed(text):
+    assert parse_response(text) == (MALFORMED[text], "", "", False)
+
+
+# ---------------------------------------------------------------------------------------- data rows
+
+
+def write_lines(path, *lines):
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def test_every_form_of_hft_row_is_read(tmp_path):
+    text = "<think>a</think>b"
+    user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": text}
+    path = write_lines(
+        tmp_path / "rows.jsonl.gz",
+        {"messages": [user, assistant]},
+        {"prompt": "q", "completion": text},
+        {"prompt": [user], "completion": [assistant]},
+        {"prompt": "q", "thinking": "a", "answer": "b", "mode": "think"},
+        {"prompt": "q", "thinking": "a", "answer": "b"},
+        {"prompt": "q", "answer": "b"},
+    )
+    rows = [(messages, response) for _, messages, response in read_hft_rows(path)]
+    assert rows == [([user], text)] * 5 + [([user], "<no_think>b</no_think>")]
+
+
+def test_every_form_of_query_is_read(tmp_path):
+    path = write_lines(
+        tmp_path / "rows.jsonl",
+        {"prompt": "q", "answer": "a", "level": 3, "domain": "maths"},
+        {"prompt": [{"role": "user", "content": "q"}], "answer": ["a"], "source": "s"},
+        {"problem": "q", "answer": "a", "difficulty": 1},
+        {"prompt": "q", "solution": "a"},
+        {"prompt": "q", "reward_model": {"ground_truth": "a"}, "data_source": "x"},
+    )
+    queries = read_queries(path)
+    assert all(q.prompt == [{"role": "user", "content": "q"}] for q in queries)
+    assert all(q.answers == ["a"] for q in queries)
+    assert [(q.level, q.domain) for q in queries[:3]] == [
+        ("3", "maths"),
+        ("", "s"),
+        ("", path.stem),
+    ]
+
+
+def test_several_files_are_one_set_of_queries_each_a_domain(tmp_path):
+    for name in ("amc23", "aime24"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
+    queries = read_queries(f"{tmp_path}/amc23.jsonl,{tmp_path}/aime24.jsonl")
+    assert [query.domain for query in queries] == ["amc23", "aime24"]
+
+
+def test_a_level_is_a_text_or_a_number(tmp_path):
+    with pytest.raises(InputError, match=":1: level"):
+        read_queries(write_lines(tmp_path / "rows.jsonl", {**GOOD, "level": [1]}))
+
+
+GOOD = {"prompt": "q", "answer": "a"}
+BAD_ROWS = {
+    "empty": ("", "empty row"),
+    "not JSON": ("{", "not JSON"),
+    "no object": ("[1]", "expected a JSON object"),
+    "no prompt": ({"answer": "a"}, "expected a prompt"),
+    "blank prompt": ({"prompt": "  ", "answer": "a"}, "not empty"),
+    "no messages": ({"prompt": [], "answer": "a"}, "expected a prompt"),
+    "odd message": ({"prompt": [7], "answer": "a"}, "a message needs"),
+    "no answer": ({"prompt": "q"}, "expected a"),
+    "blank answer": ({"prompt": "q", "answer": ""}, "answer"),
+    "answer no text": ({"prompt": "q", "answer": 5}, "expected a"),
+    "half a character": ('{"prompt": "\\ud800", "answer": "a"}', "not JSON"),
+    "too deep": ("[" * 100_000, "not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+@pytest.mark.parametrize("read", [read_hft_rows, read_queries])
+def test_a_bad_row_is_refused_with_its_file_and_line(case, read, tmp_path):
+    row, message = BAD_ROWS[case]
+    path = write_lines(tmp_path / "rows.jsonl", GOOD, row, GOOD)
+    with pytest.raises(InputError) as error:
+        list(read(path))
+    assert f"{path}:2: " in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"completion": "b"}, {"completion": "<think>b"}, {"thinking": "<think>", "answer": "b"},
+     {"mode": "think", "answer": "b"}, {"mode": "maybe", "answer": "b"},
+     {"mode": "think", "thinking": None, "answer": "b"}, {"thinking": ["a"], "answer": "b"},
+     {"mode": "no_think", "thinking": "a", "answer": "b"},
+     {"completion": [{"role": "user", "content": "<no_think>b</no_think>"}]},
+     {"completion": [{"role": "assistant", "content": "<no_think>b</no_think>"}] * 2}],
+)  # fmt: skip
+def test_an_hft_response_outside_the_grammar_is_refused(row, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", {"prompt": "q", **row})
+    with pytest.raises(InputError, match=":1: "):
+        list(read_hft_rows(path))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\n"])
+def test_a_file_that_cannot_be_read_is_refused(content, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="rows.jsonl"):
+        read_queries(path)
