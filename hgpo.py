@@ -253,6 +253,7 @@ def sample_responses(
     queries: Sequence[Query],
     seeds: Sequence[int],
     settings: HGPOSettings,
+    reward_model: lhrm.RewardModel | None = None,
 ) -> Rollout:
     """N responses to each query, half of them forced into each mode (Eq. 5, 6), judged (Eq. 7)."""
     prompts = [tokenizer.encode_chat(query.prompt) for query in queries]
@@ -279,7 +280,7 @@ def sample_responses(
         [prompt for prompt in prompts for _ in range(n)],
         [completion.ids for completion in completions],
         [completion.log_probs for completion in completions],
-        lhrm.judge_all(cases, tokenizer),  # Eq. 7
+        lhrm.judge_all(cases, tokenizer, reward_model),  # Eq. 7
     )
 
 
@@ -291,6 +292,7 @@ def train(
     settings: HGPOSettings,
     runtime: Runtime,
     micro_batch: int,
+    reward_model: lhrm.RewardModel | None = None,
     evaluation: Callable[[str], dict[str, Any]] | None = None,
 ) -> None:
     """Alg. 1. Changes `policy`; goes on from the newest checkpoint if the settings say so."""
@@ -316,7 +318,9 @@ def train(
         places = runtime.share(range(num_queries))  # this rank's part of the batch
         seeds = [mix_seed(settings.seed, "rollout", step, place) for place in places]
         batch = [queries[rows[place]] for place in places]
-        rollout = sample_responses(policy, tokenizer, batch, seeds, settings)  # l. 6, 7: Eq. 5-7
+        rollout = sample_responses(  # l. 6, 7: Eq. 5-7
+            policy, tokenizer, batch, seeds, settings, reward_model
+        )
         times.append(time.perf_counter())
 
         rewards = torch.tensor([judged.reward for judged in rollout.judged])
@@ -421,7 +425,7 @@ def step_metrics(
     totals: Sequence[float],
     with_reference: bool,
 ) -> dict[str, float]:
-    """The logged figures of a step, over all ranks.
+    """The logged figures of a step, over all ranks; no accuracies if no query has an answer.
 
     groups: per query its N judged responses, think first, and the log-probs of their mode tags.
     """
@@ -461,8 +465,11 @@ def step_metrics(
     }
     if with_reference:
         metrics["kl"] = total["kl"] / tokens
+    definite = torch.tensor([group[0].definite for group, _ in groups])  # (B,)
     for number, mode in enumerate(MODES):
         metrics[f"{mode}/reward"] = rewards[:, number].mean()
+        if definite.any():
+            metrics[f"{mode}/accuracy"] = rewards[definite, number].mean()
         metrics[f"{mode}/length"] = lengths[:, number].mean()
     return {name: float(value) for name, value in metrics.items()}
 
@@ -495,7 +502,8 @@ def run(settings: HGPOSettings) -> None:
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of queries")
     queries = read_queries(settings.dataset_name)
-    held_out = settings.eval_dataset_name and read_queries(settings.eval_dataset_name)
+    held_out = read_queries(settings.eval_dataset_name) if settings.eval_dataset_name else []
+    reward_model = lhrm.load_reward_model(settings, queries + held_out, runtime)
     source, checkpointing = settings.model_name_or_path, settings.gradient_checkpointing
     policy, tokenizer = lhrm.load_policy(source, runtime, checkpointing)
     reference = None
@@ -508,15 +516,15 @@ def run(settings: HGPOSettings) -> None:
         "responses_per_step": settings.num_queries * settings.num_generations,
         "micro_batch": micro_batch,
         "queries": len(queries),
+        "queries_for_reward_model": sum(not query.definite for query in queries),
     }
     lhrm.announce("Hybrid Group Policy Optimization", settings, derived, folder)
 
     kept: dict[str, list[lhrm.Record]] = {}
 
     def evaluation(name: str) -> dict[str, Any]:
-        kept[name] = lhrm.evaluate(
-            policy, tokenizer, held_out, settings, runtime, f"evaluate {name}", settings.seed
-        )
+        how = (settings, runtime, f"evaluate {name}", settings.seed, reward_model)
+        kept[name] = lhrm.evaluate(policy, tokenizer, held_out, *how)
         return lhrm.results(kept[name], settings.hacc_margin, settings.eval_domain)
 
     outcome = {"hft": evaluation("hft")} if held_out else {}
@@ -528,6 +536,7 @@ def run(settings: HGPOSettings) -> None:
         settings,
         runtime,
         micro_batch,
+        reward_model,
         evaluation if held_out else None,
     )
     lhrm.save_policy(policy, tokenizer, folder, runtime)

@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -66,6 +67,7 @@ from sample import (
     MAX_TOKENS,
     MODES,
     Completion,
+    Messages,
     generate,
     mix_seed,
     parse_settings,
@@ -86,16 +88,20 @@ class Judged:
     """A sampled response with its reward."""
 
     mode: int  # THINK, NO_THINK, or NEITHER: the tag that opens it
-    reward: float  # Eq. 7's rule: 1 if finished, well formed and right, else 0
+    reward: float  # Eq. 7: 0 unless finished and well formed; by rule, 1 if right, else 0
     length: int  # in generated tokens
     finished: bool
     well_formed: bool
     leaked: bool  # a think tag inside a no-think response
     text: str
+    definite: bool = True  # judged by rule; otherwise by the reward model
 
 
 def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
-    """r(o) of Eq. 7 by rule. A response cut at the length limit is malformed: it has no end."""
+    """r(o) of Eq. 7 by rule: 0 where the query has no definite answer.
+
+    A response cut at the length limit is malformed: it has no end.
+    """
     text = tokenizer.decode(completion.ids[: -1 if completion.finished else None])
     response = parse_response(text)
     well_formed = response.well_formed and completion.finished
@@ -111,15 +117,108 @@ def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
         well_formed=well_formed,
         leaked=response.mode == "no_think" and ("<think>" in text or "</think>" in text),
         text=text,
+        definite=query.definite,
     )
 
 
-def judge_all(cases: Sequence[tuple[Query, Completion]], tokenizer: Tokenizer) -> list[Judged]:
-    """`judge` of each, programs side by side."""
-    if not any(query.tests for query, _ in cases):
-        return [judge(*case, tokenizer) for case in cases]
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
-        return list(pool.map(lambda case: judge(*case, tokenizer), cases))
+def judge_all(
+    cases: Sequence[tuple[Query, Completion]],
+    tokenizer: Tokenizer,
+    reward_model: RewardModel | None = None,
+) -> list[Judged]:
+    """r(o) of Eq. 7 for each response, in order: by rule where its query has a definite answer,
+    programs side by side; the others by `reward_model`, all at once.
+
+    Only an answer is shown to the reward model, never reasoning or tags, so that it judges both
+    modes alike. A malformed or unfinished response gets 0 unseen. Only where every query has a
+    definite answer may there be no reward model; `load_reward_model` sees to it.
+    """
+    if any(query.tests for query, _ in cases):
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+            judged = list(pool.map(lambda case: judge(*case, tokenizer), cases))
+    else:
+        judged = [judge(*case, tokenizer) for case in cases]
+    places = [i for i, j in enumerate(judged) if j.well_formed and not j.definite]
+    if places:
+        answers = [parse_response(judged[i].text).answer for i in places]
+        scores = reward_model.score([cases[i][0].prompt for i in places], answers)
+        for i, reward in zip(places, scores.sigmoid().tolist()):  # Eq. 7
+            judged[i].reward = reward
+    return judged
+
+
+class RewardModel:
+    """The judge of answers to queries without a definite one (Eq. 7): a sequence classifier.
+
+    Its score is a logit without bounds. As a reward it goes through a sigmoid, to lie in (0, 1)
+    between the rewards by rule, on whose scale δ (Eq. 9) and the margin of H_acc are.
+
+    It is whole on every process: each has answers of its own to score, and the collectives of a
+    sharded model would leave a process that has fewer batches waiting. bf16 on a GPU, else fp32.
+    """
+
+    def __init__(self, folder: str | Path, batch_size: int, device: torch.device) -> None:
+        """Load a model folder; `batch_size` conversations are scored at a time."""
+        config = Config.from_pretrained(folder)
+        self.batch_size, self.device = batch_size, device
+        self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
+        unfit = {
+            "it has no score head": not config.score_head,
+            "we do not know its chat template": self.tokenizer.chat is None,
+            "it has more tokens than embeddings": len(self.tokenizer) > config.vocab_size,
+        }
+        if reasons := [reason for reason, found in unfit.items() if found]:
+            raise InputError(f"{folder} cannot be the reward model: {reasons[0]}")
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.model = Transformer.from_pretrained(folder, dtype, device).eval()
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
+        """The score of each answer to its prompt, (R,) fp64 on the CPU.
+
+        It is read at the last token that the chat template writes, where such models are trained to
+        have it. Equal conversations are scored once: rounding differs with the batch, and equal
+        answers must stay equal in Eq. 9. A conversation longer than the model's positions scores
+        −inf, reward 0, with a warning.
+        """
+        rows = []
+        for prompt, answer in zip(prompts, answers):
+            messages = [*prompt, {"role": "assistant", "content": answer}]
+            rows.append(tuple(self.tokenizer.encode_chat(messages, add_generation_prompt=False)))
+        scores = dict.fromkeys(rows, -math.inf)
+        limit = self.model.config.max_position_embeddings
+        fitting = [row for row in scores if len(row) <= limit]
+        if left_out := len(scores) - len(fitting):
+            warnings.warn(f"{left_out} answers are too long for the reward model", stacklevel=2)
+        for part in micro_batches([len(row) for row in fitting], self.batch_size):
+            batch = [fitting[i] for i in part]
+            ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True)  # (B, T)
+            values = self.model(ids.to(self.device))[..., 0].tolist()
+            scores |= {row: value[len(row) - 1] for row, value in zip(batch, values)}
+        found = torch.tensor([scores[row] for row in rows], dtype=torch.float64)
+        if found.isnan().any():
+            raise InputError("the reward model's scores are not numbers: its weights are damaged")
+        return found
+
+
+def load_reward_model(
+    settings: EvalOptions, queries: Sequence[Query], runtime: Runtime
+) -> RewardModel | None:
+    """The reward model of the settings, or None if all `queries` have a definite answer.
+
+    Raises InputError where one is needed and the settings name none.
+    """
+    indefinite = [query for query in queries if not query.definite]
+    if not indefinite:
+        return None
+    if settings.reward_model_name_or_path is None:
+        raise InputError(
+            f"{len(indefinite)} of {len(queries)} queries have neither an answer nor tests, first "
+            f"{indefinite[0].prompt[-1]['content'][:60]!r}: give --reward_model_name_or_path"
+        )
+    return RewardModel(
+        settings.reward_model_name_or_path, settings.reward_batch_size, runtime.device
+    )
 
 
 # ----------------------------------------------------------------------- hybrid accuracy, §2.1, 2.4
@@ -756,7 +855,12 @@ def prepare_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[s
 
 @dataclass
 class EvalOptions:
-    """How to evaluate."""
+    """How to judge responses, and how to evaluate."""
+
+    reward_model_name_or_path: str | None = setting(
+        None, "folder of the model that judges queries without a definite answer (Eq. 7)"
+    )
+    reward_batch_size: int = setting(16, "answers that it scores at a time", minimum=1)
 
     eval_domain: str | None = setting(None, "domain of the headline figures; none: all rows")
     eval_num_generations: int = setting(
@@ -805,6 +909,7 @@ def evaluate(
     runtime: Runtime,
     description: str,
     seed: int = 0,
+    reward_model: RewardModel | None = None,
 ) -> list[Record]:
     """Answer every query in both forced modes and freely; the records of all ranks, in order."""
     mine = runtime.share(range(len(queries)))
@@ -829,7 +934,7 @@ def evaluate(
             )
             asked = [queries[q] for q in part for _ in range(k * len(FORCED_AND_FREE))]
             drawn = [completion for group in sampled for completion in group]
-            judged = iter(judge_all(list(zip(asked, drawn)), tokenizer))
+            judged = iter(judge_all(list(zip(asked, drawn)), tokenizer, reward_model))
             for q in part:
                 responses = {how: list(itertools.islice(judged, k)) for how in FORCED_AND_FREE}
                 records.append(Record(queries[q], responses))
@@ -926,10 +1031,13 @@ def run_eval(settings: EvalSettings) -> None:
     """The `eval` command."""
     runtime = start(settings.bf16)
     queries = read_queries(settings.dataset_name)
+    reward_model = load_reward_model(settings, queries, runtime)
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
     folder = Path(settings.output_dir) if settings.output_dir else None
     announce("Evaluation", settings, {"queries": len(queries)}, folder)
-    records = evaluate(model, tokenizer, queries, settings, runtime, "evaluation", settings.seed)
+    records = evaluate(
+        model, tokenizer, queries, settings, runtime, "evaluation", settings.seed, reward_model
+    )
     result = results(records, settings.hacc_margin, settings.eval_domain)
     if runtime.rank > 0:
         return

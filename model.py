@@ -666,6 +666,7 @@ class ChatFormat:
     openings: dict[bool, str] = field(  # of the next answer, by `enable_thinking`
         default_factory=lambda: {True: "<think>", False: "<no_think>"}
     )
+    between: str = ""  # after an answer that other messages follow
 
     @property
     def end_of_turn(self) -> str:
@@ -689,6 +690,8 @@ class ChatFormat:
             if self.drops_reasoning and role == "assistant" and i < max(questions, default=0):
                 content = without_reasoning(content)
             text += self.turns[role][0] + content + self.turns[role][1]
+            if role == "assistant" and i + 1 < len(messages):
+                text += self.between
         if add_generation_prompt:
             text += self.turns["assistant"][0] + self.openings.get(enable_thinking, "")
         return text
@@ -707,8 +710,13 @@ class ChatFormat:
         return "".join(lines) + TEMPLATE
 
     @classmethod
-    def from_template(cls, template: str) -> ChatFormat | None:
-        """The format that a checkpoint's own template writes, or None if we do not know it."""
+    def from_template(
+        cls, template: str, bos_token: str = "", eos_token: str = ""
+    ) -> ChatFormat | None:
+        """The format that a checkpoint's own template writes, or None if we do not know it.
+
+        bos_token, eos_token: the texts that the tokenizer puts where the template names them.
+        """
         ours = template.endswith(TEMPLATE)
         template = re.sub(r"{#.*?#}", "", template, flags=re.DOTALL)
         own: dict[str, Any] = {"drops_reasoning": "</think>" in template, "openings": {}}
@@ -721,6 +729,12 @@ class ChatFormat:
         # Quotes, spaces and ways of naming a field differ from checkpoint to checkpoint.
         compact = re.sub(r"\s", "", template.replace("\n", r"\n").replace('"', "'"))
         compact = re.sub(r"\['(\w+)'\]", r".\1", compact)
+        written = re.findall(r"{{-?(.*?)-?}}", compact)
+        literal_text = re.sub(r"{[{%].*?[%}]}", "", compact)
+        if eos_token and not literal_text and set(written) - {"bos_token"} == TULU_EXPRESSIONS:
+            turns = {**TULU, "assistant": (TULU["assistant"][0], eos_token)}
+            start = bos_token if "bos_token" in written else ""
+            return cls(turns, start, between="\n", **own)
         turn = r"'<\|im_start\|>'\+(\w+)\.role\+'\\n'\+\1\.content\+'<\|im_end\|>('\+')?\\n'"
         system = r"<\|im_start\|>system\\n'(?!-?}}|\+messages\[0\]\.content)"
         strange = re.search(rf"{system}|bos_token|\|trim", compact)
@@ -743,6 +757,13 @@ DEEPSEEK = {  # DeepSeek-R1-Distill
     "system": ("", ""),
     "user": ("<｜User｜>", ""),
     "assistant": ("<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+}
+# Tülu 3 (arXiv 2411.15124). An answer ends with the eos_token, which differs among its checkpoints.
+TULU = {role: (f"<|{role}|>\n", "\n") for role in ("system", "user", "assistant")}
+TULU_EXPRESSIONS = {  # all that its template writes, in compact form
+    *(rf"'<|{role}|>\n'+message.content+'\n'" for role in ("system", "user")),
+    *(rf"'<|assistant|>\n'+message.content+eos_token{end}" for end in ("", r"+'\n'")),
+    r"'<|assistant|>\n'",
 }
 TEMPLATE = """\
 {%- if tools %}{{- raise_exception('this model has no tools') }}{%- endif %}
@@ -832,7 +853,7 @@ class Tokenizer:
         eos = beside["generation_config"].get("eos_token_id", beside["config"].get("eos_token_id"))
         eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         if mode_tags:
-            if chat is None:
+            if chat is None or chat.between:  # which TEMPLATE could not write
                 raise InputError(
                     f"{folder}: a chat template that is neither Qwen's ChatML nor DeepSeek's "
                     "(a folder without one gets ChatML)"
@@ -894,7 +915,9 @@ class Tokenizer:
     def encode_chat(self, messages: list[dict[str, str]], **options: bool | None) -> list[int]:
         """Token ids of `ChatFormat.render`."""
         if self.chat is None:
-            raise InputError("the checkpoint's chat template is neither ChatML nor DeepSeek's")
+            raise InputError(
+                "the checkpoint's chat template is neither ChatML nor DeepSeek's nor Tülu 3's"
+            )
         return self.encode(self.chat.render(messages, **options))
 
 
@@ -910,7 +933,9 @@ def read_chat_format(folder: Path, settings: dict[str, Any]) -> ChatFormat | Non
         template = named[0].get("template")
     if not template:
         return ChatFormat(CHATML)
-    return ChatFormat.from_template(str(template))
+    tokens = (settings.get(name) or "" for name in ("bos_token", "eos_token"))
+    texts = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return ChatFormat.from_template(str(template), *map(str, texts))
 
 
 # -------------------------------------------------------------------------------------- small tools

@@ -7,16 +7,19 @@ evaluation alike. Rows are JSON lines; a bad one is refused with its file and li
 import ast
 import contextlib
 import gzip
+import hashlib
 import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model import CHATML, InputError, Tokenizer
+import numpy as np
+
+from model import CHATML, InputError, Tokenizer, read_json, write_json
 from sample import MODES
 
 # ----------------------------------------------------------------------------- the response grammar
@@ -72,6 +75,11 @@ class Query:
     level: str
     domain: str
     tests: str = ""  # that a program must pass, if the answer is one
+
+    @property
+    def definite(self) -> bool:
+        """Whether it has a definite answer, to be judged by rule (Eq. 7)."""
+        return bool(self.answers or self.tests)
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,7 +158,8 @@ def read_queries(path: str | Path) -> list[Query]:
     """The queries for RL or evaluation of a file, or of several with commas between their names.
 
     A row has `prompt` and `answer`, a string or a list; or `prompt` and `tests`, Python code or a
-    list of its parts, for a program. Also read: `problem` for `prompt`; `solution` or
+    list of its parts, for a program; or only `prompt`, which has no definite answer and is for a
+    reward model to judge. Also read: `problem` for `prompt`; `solution` or
     `reward_model.ground_truth` for `answer`; and the `entry_point`, `test_imports` and
     `test_setup_code` of HumanEval and MBPP. A row that names no domain or source has its file's.
     """
@@ -160,11 +169,12 @@ def read_queries(path: str | Path) -> list[Query]:
         prompt = as_messages(row.get("prompt", row.get("problem")), where)
         reward_model = row.get("reward_model")
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-        answer = row.get("answer", row.get("solution", truth))
+        named = [row.get("answer"), row.get("solution"), truth]
+        answer = next((given for given in named if given is not None), None)
         answers = answer if isinstance(answer, list) else [answer]
         tests = read_tests(row, where)
-        if tests:
-            answers = []  # what is called so there is a program that passes
+        if tests or answer is None:
+            answers = []  # beside tests, what is called so is a program that passes
         elif not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
         labels = [row.get(key) for key in ("level", "domain", "source")]
@@ -192,3 +202,76 @@ def read_tests(row: dict[str, Any], where: str) -> str:
             ast.parse(str(row.get("prompt")))
             parts = [f"tested = {entry}", row["prompt"], f"{entry} = tested", *parts]
     return "\n".join(parts) if row.get("tests") else ""
+
+
+# ----------------------------------------------------------------------------------- tokenized rows
+
+
+def encode_row(
+    tokenizer: Tokenizer, prompt: list[dict[str, str]], response: str, where: str
+) -> tuple[list[int], list[int]]:
+    """(prompt ids, response ids) of an HFT row, the stop token at the end of the response."""
+    ids = tokenizer.encode(response)
+    if set(ids) & set(tokenizer.eos_ids):
+        raise InputError(f"{where}: a stop token inside the response")
+    return tokenizer.encode_chat(prompt), [*ids, tokenizer.eos_ids[0]]
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Of everything that decides a row's ids: vocabulary, chat format and stop token."""
+    parts = [tokenizer.backend.to_str(), repr(tokenizer.chat), str(tokenizer.eos_ids[0])]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def token_writer(
+    folder: Path, tokenizer: Tokenizer
+) -> Iterator[Callable[[list[int], list[int]], None]]:
+    """A function that writes a row's prompt and response ids into a new folder, for TokenizedRows.
+
+    tokens.bin has the ids, prompt and response of one row after the other; lengths.bin the lengths
+    of both, all uint32, little-endian; tokens.json says how many, and whose ids they are.
+    """
+    folder.mkdir()
+    summary = {"rows": 0, "tokens": 0, "tokenizer": fingerprint(tokenizer)}
+    with open(folder / "tokens.bin", "wb") as tokens, open(folder / "lengths.bin", "wb") as lengths:
+
+        def write(prompt: list[int], response: list[int]) -> None:
+            tokens.write(np.array([*prompt, *response], "<u4").tobytes())
+            lengths.write(np.array([len(prompt), len(response)], "<u4").tobytes())
+            summary["rows"] += 1
+            summary["tokens"] += len(prompt) + len(response)
+
+        yield write
+    write_json(folder / "tokens.json", summary)
+
+
+class TokenizedRows:
+    """(prompt ids, response ids) by number, of a folder's rows of at most `max_length` tokens.
+
+    Read from the disk as they are asked for. Raises InputError if another tokenizer made them.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
+        summary = read_json(folder / "tokens.json")
+        if summary.get("tokenizer") != fingerprint(tokenizer):
+            raise InputError(f"{folder}: tokenized for another tokenizer or chat format")
+        try:
+            self.tokens = np.memmap(folder / "tokens.bin", "<u4", "r")
+            lengths = np.fromfile(folder / "lengths.bin", "<u4").reshape(-1, 2).astype(np.int64)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: {error}") from None
+        ends = lengths.sum(1).cumsum()
+        if len(lengths) == 0 or lengths.min() < 1 or ends[-1] != len(self.tokens):
+            raise InputError(f"{folder}: lengths.bin does not fit tokens.bin")
+        fits = lengths.sum(1) <= max_length
+        self.starts, self.lengths = (ends - lengths.sum(1))[fits], lengths[fits]
+        self.too_long = len(lengths) - len(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> tuple[list[int], list[int]]:
+        start, (prompt, response) = self.starts[number], self.lengths[number]
+        ids = self.tokens[start : start + prompt + response].tolist()
+        return ids[:prompt], ids[prompt:]

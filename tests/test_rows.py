@@ -94,6 +94,26 @@ def test_every_form_of_query_is_read(tmp_path):
     ]
 
 
+def test_a_query_without_an_answer_is_read_as_one_that_has_no_definite_one(tmp_path):
+    path = write_lines(
+        tmp_path / "rows.jsonl",
+        {"prompt": "q"},
+        {"prompt": "q", "answer": None},
+        {"prompt": "q", "answer": None, "solution": "a"},
+        {"prompt": "q", "tests": "assert True"},
+    )
+    queries = read_queries(path)
+    assert [(q.answers, q.definite) for q in queries] == [
+        ([], False),
+        ([], False),
+        (["a"], True),
+        ([], True),
+    ]
+    for answer in ("", [], [None]):
+        with pytest.raises(InputError, match=":1: expected an answer"):
+            read_queries(write_lines(tmp_path / "rows.jsonl", {"prompt": "q", "answer": answer}))
+
+
 def test_several_files_are_one_set_of_queries_each_a_domain(tmp_path):
     for name in ("amc23", "aime24"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
@@ -115,7 +135,6 @@ BAD_ROWS = {
     "blank prompt": ({"prompt": "  ", "answer": "a"}, "not empty"),
     "no messages": ({"prompt": [], "answer": "a"}, "expected a prompt"),
     "odd message": ({"prompt": [7], "answer": "a"}, "a message needs"),
-    "no answer": ({"prompt": "q"}, "expected a"),
     "blank answer": ({"prompt": "q", "answer": ""}, "answer"),
     "answer no text": ({"prompt": "q", "answer": 5}, "expected a"),
     "half a character": ('{"prompt": "\\ud800", "answer": "a"}', "not JSON"),
@@ -135,7 +154,7 @@ def test_a_bad_row_is_refused_with_its_file_and_line(case, read, tmp_path):
 
 @pytest.mark.parametrize(
     "row",
-    [{"completion": "b"}, {"completion": "<think>b"}, {"thinking": "<think>", "answer": "b"},
+    [{}, {"completion": "b"}, {"completion": "<think>b"}, {"thinking": "<think>", "answer": "b"},
      {"mode": "think", "answer": "b"}, {"mode": "maybe", "answer": "b"},
      {"mode": "think", "thinking": None, "answer": "b"}, {"thinking": ["a"], "answer": "b"},
      {"mode": "no_think", "thinking": "a", "answer": "b"},

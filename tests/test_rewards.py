@@ -1,0 +1,384 @@
+"""Rewards where a query has no definite answer (Eq. 7): the reward model, and what it is shown."""
+
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import tokenizers
+import torch
+from conftest import tiny_model
+from test_training import TIMINGS, few_rows, hft_settings, hgpo_settings, log_of, weights
+
+import hgpo
+import lhrm
+from data.rows import Query, read_queries
+from lhrm import RewardModel, judge_all
+from model import ChatFormat, InputError, Tokenizer, Transformer
+from sample import Completion
+
+QUESTION = {"role": "user", "content": "2+2?\n"}
+ANSWER = {"role": "assistant", "content": "4, of course."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+TULU = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{% if not loop.last %}{{ '<|assistant|>\\n'  + message['content'] + eos_token + '\\n' }}"
+    "{% else %}{{ '<|assistant|>\\n'  + message['content'] + eos_token }}{% endif %}{% endif %}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}{% endfor %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+)
+
+
+def reward_folder(folder, model_type="llama", template=TULU, spread=8.0, **changes):
+    """A tiny reward model with a byte-level tokenizer, whose chat template is `template`."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(alphabet)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<pad>", "<s>", "</s>"])
+    size = backend.get_vocab_size()
+    model = tiny_model(
+        model_type=model_type, **{"score_head": True, "vocab_size": size, **changes}, spread=spread
+    )
+    model.config.extra["pad_token_id"] = backend.token_to_id("<pad>")
+    model.save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    settings |= {
+        "bos_token": {"__type": "AddedToken", "content": "<s>"},
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def reward_model(folder, batch_size=4, **changes):
+    return RewardModel(reward_folder(folder, **changes), batch_size, torch.device("cpu"))
+
+
+# -------------------------------------------------------------------------------------- chat format
+
+
+@pytest.mark.parametrize("start", ["", "{{ bos_token }}"])
+def test_tulus_format_is_the_one_that_transformers_renders(start, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = reward_folder(tmp_path, template=start + TULU)
+    ours = Tokenizer.from_pretrained(folder, mode_tags=False)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for messages in (
+        [QUESTION],
+        [QUESTION, ANSWER],
+        [SYSTEM, QUESTION, ANSWER],
+        [QUESTION, {**ANSWER, "content": "<think>x</think>4"}, QUESTION, ANSWER],
+    ):
+        for prompt in (True, False):
+            rendered = theirs.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt
+            )
+            assert ours.chat.render(messages, prompt) == rendered
+            ids = theirs.apply_chat_template(messages, add_generation_prompt=prompt)["input_ids"]
+            assert ours.encode_chat(messages, add_generation_prompt=prompt) == ids
+
+
+def test_an_answer_in_tulus_format_ends_with_the_end_of_sequence():
+    chat = ChatFormat.from_template("{{ bos_token }}" + TULU, "<s>", "</s>")
+    asked, answered = "<|user|>\n2+2?\n\n", "<|assistant|>\n4, of course.</s>"
+    assert chat.render([QUESTION, ANSWER], False) == f"<s>{asked}{answered}"
+    twice = chat.render([SYSTEM, QUESTION, ANSWER, QUESTION])
+    assert twice == f"<s><|system|>\nBe brief.\n{asked}{answered}\n{asked}<|assistant|>\n"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LLAMA3,
+        TULU.replace("message['content'] + '\\n'", "message['content'] + eos_token"),
+        TULU.replace("message['content'] + '\\n'", "message['content'] | trim + '\\n'"),
+        TULU.replace("{% endfor %}", "{% endfor %}Be brief."),
+        TULU.replace("<|user|>", "<|human|>"),
+    ],
+)
+def test_a_template_like_tulus_that_writes_anything_else_is_refused(template, tmp_path):
+    assert ChatFormat.from_template(template, "<s>", "</s>") is None
+    with pytest.raises(InputError, match="cannot be the reward model: we do not know its chat"):
+        reward_model(tmp_path, template=template)
+
+
+def test_tulus_format_without_an_end_of_sequence_is_refused():
+    assert ChatFormat.from_template(TULU) is None
+
+
+def test_a_policy_in_tulus_format_is_refused_since_it_could_not_be_exported(tmp_path):
+    with pytest.raises(InputError, match="neither Qwen's ChatML nor DeepSeek's"):
+        Tokenizer.from_pretrained(reward_folder(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------- scores
+
+PROMPTS = [[QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, QUESTION], [QUESTION], [QUESTION]]
+ANSWERS = ["4", "Four, as you may well have known before you asked.", "5", "4.", "ß"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_scores_of_a_batch_are_those_of_each_alone(batch_size, tmp_path):
+    model = reward_model(tmp_path, batch_size)
+    scores = model.score(PROMPTS, ANSWERS)
+    alone = [model.score([p], [a]) for p, a in zip(PROMPTS, ANSWERS)]
+    torch.testing.assert_close(scores, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    assert scores.std() > 0.1 and scores.dtype == torch.float64
+    messages = [QUESTION, {**ANSWER, "content": "4"}]
+    ids = model.tokenizer.encode_chat(messages, add_generation_prompt=False)
+    assert model.tokenizer.decode(ids).endswith("4</s>")  # the last token is the one that is read
+    last = model.model(torch.tensor([ids]))[0, -1, 0]
+    assert scores[0].item() == pytest.approx(last.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_scores_equal_transformers(model_type, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    scores = reward_model(tmp_path, 2, model_type=model_type).score(PROMPTS, ANSWERS)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert type(theirs).__name__.endswith("ForSequenceClassification")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.padding_side = "right"
+    messages = [[*p, {"role": "assistant", "content": a}] for p, a in zip(PROMPTS, ANSWERS)]
+    inputs = tokenizer.apply_chat_template(
+        messages, padding=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = theirs(**inputs).logits[:, 0].double()
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_answers_get_exactly_equal_scores_whatever_they_are_batched_with(tmp_path):
+    scores = reward_model(tmp_path, 2).score([[QUESTION]] * 5, ["4", "four", "4", "4!", "4"])
+    assert scores[0] == scores[2] == scores[4] and len(set(scores.tolist())) == 3
+
+
+def test_an_answer_too_long_for_the_reward_model_is_worth_nothing_and_warned_of(tmp_path):
+    model = reward_model(tmp_path, max_position_embeddings=60)
+    with pytest.warns(UserWarning, match="1 answers are too long for the reward model"):
+        scores = model.score([[QUESTION]] * 2, ["4" * 40, "4"])
+    assert scores.sigmoid()[0] == 0 < scores.sigmoid()[1]
+
+
+def test_scores_that_are_not_numbers_are_refused(tmp_path):
+    model = reward_model(tmp_path)
+    torch.nn.init.constant_(model.model.score.weight, torch.nan)
+    with pytest.raises(InputError, match="not numbers"):
+        model.score([[QUESTION]], ["4"])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"score_head": False}, "no score head"), ({"vocab_size": 200}, "more tokens")],
+)
+def test_a_folder_that_holds_no_reward_model_is_refused(changes, message, tmp_path):
+    with pytest.raises(InputError, match=f"cannot be the reward model: it has {message}"):
+        reward_model(tmp_path, **changes)
+
+
+# ------------------------------------------------------------------------------------------ rewards
+
+OPEN = Query([QUESTION], [], "", "general")
+MATHS = Query([QUESTION], ["4"], "", "maths")
+PLAIN = SimpleNamespace(decode=lambda text: text)  # ids of a completion being its text
+
+
+def completion(text, finished=True):
+    return Completion(text + "$" * finished, [], finished)
+
+
+def scorer(scores):
+    """A reward model that gives `scores` in turn, and what it was shown."""
+    shown, left = [], list(scores)
+
+    def score(prompts, answers):
+        shown.extend(zip(prompts, answers))
+        return torch.tensor([left.pop(0) for _ in answers], dtype=torch.float64)
+
+    return SimpleNamespace(score=score), shown
+
+
+def test_eq7_the_reward_model_sees_the_answer_without_reasoning_and_without_tags(tmp_path):
+    texts = ["<think>2+2=4</think>\n\n4\n", "<think>hm</think>4", "<no_think>4</no_think>"]
+    model, shown = scorer([1.0, 2.0, 3.0])
+    judge_all([(OPEN, completion(text)) for text in texts], PLAIN, model)
+    assert shown == [([QUESTION], "4")] * 3
+    texts.append("<no_think>5</no_think>")
+    judged = judge_all([(OPEN, completion(t)) for t in texts], PLAIN, reward_model(tmp_path))
+    rewards = [j.reward for j in judged]
+    assert rewards[0] == rewards[1] == rewards[2] != rewards[3]  # in both modes alike
+
+
+def test_eq7_a_malformed_or_unfinished_response_gets_0_without_being_scored():
+    cases = [("4", True), ("<think></think>4", True), ("<no_think>4</no_think>", False)]
+    model, shown = scorer([])
+    judged = judge_all([(OPEN, completion(*case)) for case in cases], PLAIN, model)
+    assert [j.reward for j in judged] == [0, 0, 0] and not shown
+
+
+def test_eq7_rewards_of_the_reward_model_lie_between_0_and_1_and_rise_with_the_score():
+    scores = [-30.0, -2.0, 0.0, 1e-3, 2.0, 30.0]
+    cases = [(OPEN, completion("<no_think>4</no_think>"))] * len(scores)
+    rewards = [j.reward for j in judge_all(cases, PLAIN, scorer(scores)[0])]
+    assert rewards[0] > 0 and rewards[-1] < 1 and rewards == sorted(set(rewards))
+    assert rewards[2] == 0.5 and rewards[1] + rewards[4] == pytest.approx(1)
+
+
+def test_eq7_each_query_is_judged_in_its_own_way_and_in_its_own_place():
+    model, shown = scorer([0.0, 5.0])
+    answers = [(MATHS, "4"), (OPEN, "a"), (MATHS, "5"), (OPEN, ""), (OPEN, "b"), (MATHS, "4")]
+    cases = [(query, completion(f"<no_think>{answer}</no_think>")) for query, answer in answers]
+    judged = judge_all(cases, PLAIN, model)
+    expected = [1, 0.5, 0, 0, torch.tensor(5.0).sigmoid().item(), 1]
+    assert [j.reward for j in judged] == pytest.approx(expected)
+    assert [j.definite for j in judged] == [query is MATHS for query, _ in answers]
+    assert [answer for _, answer in shown] == ["a", "b"]
+
+
+def test_accuracy_is_over_the_queries_with_a_definite_answer_and_absent_without_any():
+    def group(definite, rewards):
+        modes = [0, 0, 1, 1]
+        judged = [
+            lhrm.Judged(mode, reward, 3, True, True, False, "", definite)
+            for mode, reward in zip(modes, rewards)
+        ]
+        return judged, [-1.0] * 4
+
+    maths, chat = group(True, [1, 0, 1, 1]), group(False, [0.25, 0.25, 0.5, 0.5])
+    totals = [1.0] * len(hgpo.TOTALS)
+    metrics = hgpo.step_metrics([chat, maths], totals, False)
+    names = [f"{mode}/{name}" for name in ("accuracy", "reward") for mode in ("think", "no_think")]
+    assert [metrics[name] for name in names] == [0.5, 1, 0.375, 0.75]
+    assert not {"think/accuracy", "no_think/accuracy"} & set(
+        hgpo.step_metrics([chat], totals, False)
+    )
+
+
+# --------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def polite(lab_folder, tmp_path_factory):
+    """A policy that knows the grammar, rows of which half have no answer, and a reward model."""
+    folder = tmp_path_factory.mktemp("polite")
+    lhrm.hft(
+        hft_settings(
+            lab_folder, folder / "policy", max_steps=60, batch_size=32, learning_rate=1e-2,
+            per_device_train_batch_size=32,
+        )
+    )  # fmt: skip
+    rows = few_rows(lab_folder, folder, "rl")
+    names = ("ada", "alan", "grace", "edsger", "barbara", "donald", "john", "emmy", "kurt")
+    with open(rows, "a") as file:
+        file.writelines(json.dumps({"prompt": f"hello {name}"}) + "\n" for name in names)
+    judge = folder / "judge"
+    shutil.copytree(lab_folder / "base", judge)
+    size = len(Tokenizer.from_pretrained(judge))
+    tiny_model(score_head=True, vocab_size=size, spread=2.0).save_pretrained(judge)
+    return SimpleNamespace(policy=folder / "policy", rows=rows, judge=judge)
+
+
+def polite_settings(polite, lab_folder, output, **changes):
+    values = {
+        "model_name_or_path": str(polite.policy),
+        "dataset_name": str(polite.rows),
+        "reward_model_name_or_path": str(polite.judge),
+        "max_completion_length": 24,
+        "max_steps": 4,
+        "save_steps": 2,
+        "num_iterations": 1,
+        **changes,
+    }
+    return hgpo_settings(lab_folder, output, **values)
+
+
+def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_bit(
+    polite, lab_folder, tmp_path, monkeypatch
+):
+    scored = []
+    score = RewardModel.score
+
+    def count(self, prompts, answers):
+        scores = score(self, prompts, answers)
+        scored.extend(scores.sigmoid().tolist())
+        return scores
+
+    monkeypatch.setattr(RewardModel, "score", count)
+    hgpo.run(polite_settings(polite, lab_folder, tmp_path / "whole"))
+    log = log_of(tmp_path / "whole")
+    assert len(scored) > 8 and len(set(scored)) > 4
+    assert any(entry["reward"] for entry in log)
+    assert any("think/accuracy" in entry for entry in log)
+
+    step, updates = lhrm.optimizer_step, []
+
+    def die_in_step_4(*args):
+        updates.append(1)
+        if len(updates) == 4:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    killed = polite_settings(polite, lab_folder, tmp_path / "killed")
+    monkeypatch.setattr(lhrm, "optimizer_step", die_in_step_4)
+    with pytest.raises(KeyboardInterrupt):
+        hgpo.run(killed)
+    monkeypatch.undo()
+    hgpo.run(dataclasses.replace(killed, resume_from_checkpoint=True))
+    whole = weights(tmp_path / "whole")
+    assert all(torch.equal(whole[k], v) for k, v in weights(tmp_path / "killed").items())
+    logs = [log, log_of(tmp_path / "killed")]
+    for entry in (*logs[0], *logs[1]):
+        for timing in TIMINGS:
+            entry.pop(timing)
+    assert logs[0] == logs[1]
+
+
+def test_an_evaluation_judges_each_query_in_its_own_way(polite, tmp_path):
+    settings = lhrm.EvalSettings(
+        model_name_or_path=str(polite.policy), dataset_name=str(polite.rows),
+        reward_model_name_or_path=str(polite.judge), max_completion_length=24,
+        output_dir=str(tmp_path), bf16=False,
+    )  # fmt: skip
+    lhrm.run_eval(settings)
+    lines = (tmp_path / "responses.jsonl").read_text().splitlines()
+    rewards = {True: set(), False: set()}
+    for record in map(json.loads, lines):
+        for judged in record["responses"]["free"]:
+            assert judged["definite"] == bool(record["query"]["answers"])
+            rewards[judged["definite"]].add(judged["reward"])
+    assert rewards[True] <= {0, 1}
+    assert any(0 < reward < 1 for reward in rewards[False])
+
+
+@pytest.mark.parametrize("command", ["hgpo", "hgpo, held out", "eval"])
+def test_queries_with_nothing_to_judge_them_by_are_refused_before_any_model_is_loaded(
+    command, polite, lab_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Transformer, "from_pretrained", None)
+    asked = {"reward_model_name_or_path": None}
+    if command == "hgpo, held out":
+        rl = lab_folder / "data" / "rl.jsonl"
+        asked |= {"dataset_name": str(rl), "eval_dataset_name": str(polite.rows)}
+    with pytest.raises(InputError, match=r"9 of \d+ queries .*first 'hello ada': give --reward_mo"):
+        if command == "eval":
+            lhrm.run_eval(lhrm.EvalSettings(dataset_name=str(polite.rows), bf16=False))
+        else:
+            hgpo.run(polite_settings(polite, lab_folder, tmp_path, **asked))
+
+
+def test_no_reward_model_is_loaded_that_no_query_needs(lab_folder):
+    queries = read_queries(lab_folder / "data" / "rl.jsonl")
+    settings = lhrm.EvalSettings(reward_model_name_or_path="/none")
+    assert lhrm.load_reward_model(settings, queries, lhrm.start(False)) is None
