@@ -47,6 +47,8 @@ from tqdm import tqdm
 from data import lab
 from data.rows import (
     Query,
+    TokenizedRows,
+    encode_row,
     parse_response,
     read_hft_rows,
     read_queries,
@@ -695,7 +697,9 @@ class HFTSettings:
     """Hybrid Fine-Tuning (Eq. 4). Without --model_name_or_path it trains the lab's tiny model."""
 
     model_name_or_path: str | None = setting(None, "folder of the base model; none: the lab")
-    dataset_name: str | None = setting(None, "HFT rows, .jsonl or .jsonl.gz")
+    dataset_name: str | None = setting(
+        None, "HFT rows, .jsonl or .jsonl.gz, or a folder of tokenized ones"
+    )
     output_dir: str = setting(
         "runs/hft", "where model, log and checkpoints go; on the lab, into its folder hft"
     )
@@ -819,19 +823,23 @@ def hft(settings: HFTSettings) -> None:
 
 def tokenize_rows(
     path: str, tokenizer: Tokenizer, max_length: int
-) -> tuple[list[tuple[list[int], list[int]]], int]:
-    """(prompt ids, response ids) of every HFT row that fits, and the number that do not."""
-    rows, too_long = [], 0
-    for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows"):
-        prompt, response = tokenizer.encode_chat(messages), tokenizer.encode(text)
-        if set(response) & set(tokenizer.eos_ids):
-            raise InputError(f"{where}: a stop token inside the response")
-        response.append(tokenizer.eos_ids[0])  # trained like any other token
-        if len(prompt) + len(response) <= max_length:
-            rows.append((prompt, response))
-        else:
-            too_long += 1
-    if not rows:
+) -> tuple[Sequence[tuple[list[int], list[int]]], int]:
+    """(prompt ids, response ids) of every HFT row that fits, and the number that do not.
+
+    path: a file of rows, or a folder of rows that data/prepare.py has tokenized, which stays on
+    the disk.
+    """
+    if Path(path).is_dir():
+        rows: Any = TokenizedRows(Path(path), tokenizer, max_length)
+        too_long = rows.too_long
+    else:
+        encoded = [
+            encode_row(tokenizer, messages, text, where)
+            for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows")
+        ]
+        rows = [row for row in encoded if sum(map(len, row)) <= max_length]
+        too_long = len(encoded) - len(rows)
+    if not len(rows):
         raise InputError(f"{path}: every row is longer than max_length")
     return rows, too_long
 
