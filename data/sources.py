@@ -1,0 +1,305 @@
+"""Recipes: from the rows of each public set that the paper trains on (Tables 2 and 3) to examples.
+
+A recipe takes one row of the set as it is published and returns an `Example`, or raises `Skip` with
+the reason why the row cannot be used. data/README.md says where each set is to be had.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.rows import as_messages, read_rows, read_tests
+from model import InputError
+
+
+@dataclass
+class Example:
+    """One question with what its set says about it."""
+
+    prompt: list[dict[str, str]]  # messages
+    domain: str  # general, maths, code, or other
+    answer: str = ""  # the response that is shown; "" if the set has none
+    thinking: str = ""  # the trace before it; "" if there is none
+    gold: list[str] = field(default_factory=list)  # accepted final answers
+    tests: str = ""  # that a program must pass
+    verified: bool | None = None  # the publisher's verdict on the answer; None: not judged
+    level: str = ""
+    source: str = ""
+
+
+class Skip(Exception):
+    """This row is left out; the text is the reason, as the report counts it."""
+
+
+Recipe = Callable[[dict[str, Any]], Example]
+
+
+def first(row: dict[str, Any], *names: str) -> str:
+    """The first of these fields that is a text or a number and not blank, or ""."""
+    for name in names:
+        value = row.get(name)
+        usable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        if usable and str(value).strip():
+            return str(value).strip()
+    return ""
+
+
+TRACE = re.compile(
+    r"\s*(?:(?:<think>)?(?P<r1>.*?)</think>(?P<r1_answer>.*)"
+    r"|<\|begin_of_thought\|>(?P<sky>.*?)<\|end_of_thought\|>\s*"
+    r"<\|begin_of_solution\|>(?P<sky_answer>.*?)(?:<\|end_of_solution\|>)?\s*)",
+    re.DOTALL,
+)
+
+
+def split_trace(text: str) -> tuple[str, str]:
+    """(thinking, answer) of a response of DeepSeek-R1 or in OpenThoughts' format.
+
+    R1's <think> may be missing, where it was part of the prompt.
+    """
+    match = TRACE.fullmatch(text)
+    if not match:
+        raise Skip("no thinking trace")
+    thinking, answer = (
+        (match["r1"], match["r1_answer"])
+        if match["r1"] is not None
+        else (match["sky"], match["sky_answer"])
+    )
+    if not thinking.strip() or not answer.strip():
+        raise Skip("thinking or answer is empty")
+    return thinking.strip(), answer.strip()
+
+
+def question(given: Any) -> list[dict[str, str]]:
+    """Messages of a prompt; its text keeps everything but line ends of other systems."""
+    try:
+        messages = as_messages(given, "")
+    except InputError:
+        raise Skip("no prompt") from None
+    if all(message["role"] != "user" for message in messages):
+        raise Skip("no prompt")
+    return [
+        {"role": m["role"], "content": m["content"].replace("\r\n", "\n").strip()} for m in messages
+    ]
+
+
+def turns(given: Any) -> tuple[list[dict[str, str]], str]:
+    """(messages up to the last answer, that answer) of a conversation, in any of its spellings."""
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = []
+    for turn in given if isinstance(given, list) else []:
+        if not isinstance(turn, dict):
+            raise Skip("not a conversation")
+        role = turn.get("role", turn.get("from"))
+        content = turn.get("content", turn.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise Skip("not a conversation")
+        messages.append({"role": roles.get(role, role), "content": content})
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise Skip("no answer")
+    return question(messages[:-1]), messages[-1]["content"].strip()
+
+
+# ------------------------------------------------------- thinking: maths, code and science, Table 2
+
+
+def traced(row: dict[str, Any], domain: str) -> Example:
+    """A question with its final answer and somebody's trace (AoPS, AIME 1983–2024)."""
+    prompt = question(first(row, "problem", "Question", "question", "prompt"))
+    thinking, answer = split_trace(first(row, "generation", "response", "completion", "output"))
+    return Example(prompt, domain, answer, thinking, [first(row, "answer", "Answer")])
+
+
+def synthetic_1(row: dict[str, Any]) -> Example:
+    """PrimeIntellect/SYNTHETIC-1-SFT-Data: its own verifiers' score stands for the final answer."""
+    prompt, text = turns(row.get("messages"))
+    thinking, answer = split_trace(text)
+    task = first(row, "task_type").lower()
+    domain = "maths" if "math" in task else "code" if re.search("code|swe", task) else "other"
+    score = row.get("score")
+    verified = score >= 1 if isinstance(score, (int, float)) else None
+    return Example(prompt, domain, answer, thinking, verified=verified)
+
+
+def openr1_math(row: dict[str, Any]) -> Example:
+    """open-r1/OpenR1-Math-220k: the first complete generation that one of its judges accepted."""
+    prompt, gold = question(first(row, "problem")), first(row, "answer")
+    verdicts = [row.get(name) or [] for name in ("correctness_math_verify", "correctness_llama")]
+    complete = row.get("is_reasoning_complete") or []
+    for number, text in enumerate(row.get("generations") or []):
+        accepted = any(number < len(flags) and flags[number] is True for flags in verdicts)
+        if accepted and number < len(complete) and complete[number] is True:
+            thinking, answer = split_trace(text)
+            return Example(prompt, "maths", answer, thinking, [gold] if gold else [], "", True)
+    raise Skip("no accepted generation")
+
+
+def openthoughts(row: dict[str, Any]) -> Example:
+    """open-thoughts/OpenThoughts-114k: its default part, or `metadata`, which names the domain.
+
+    Its publishers kept only what they could verify, so that being there is their verdict.
+    """
+    if "deepseek_reasoning" in row:
+        prompt = question(first(row, "problem"))
+        thinking, answer = first(row, "deepseek_reasoning"), first(row, "deepseek_solution")
+    else:
+        prompt, text = turns(row.get("conversations"))
+        thinking, answer = split_trace(text)
+        opening = "Return your final response within \\boxed{}. "
+        prompt[-1]["content"] = prompt[-1]["content"].removeprefix(opening)
+    domains = {"math": "maths", "code": "code"}
+    domain = domains.get(first(row, "domain"), "other")
+    if "domain" not in row and "\\boxed" in answer:
+        domain = "maths"
+    return Example(prompt, domain, answer, thinking, verified=True)
+
+
+def codeforces(row: dict[str, Any]) -> Example:
+    """open-r1/codeforces-cots: nobody judged its programs, which read standard input."""
+    if row.get("messages"):
+        prompt, text = turns(row["messages"])
+    else:
+        prompt, text = question(first(row, "prompt", "description")), first(row, "generation")
+    thinking, answer = split_trace(text)
+    return Example(prompt, "code", answer, thinking)
+
+
+def kodcode(row: dict[str, Any]) -> Example:
+    """KodCode/KodCode-V1-SFT-R1: R1's programs, with the outcome of their unit tests."""
+    prompt, text = turns(row.get("conversations"))
+    thinking, answer = split_trace(text)
+    return Example(
+        prompt, "code", answer, thinking, verified=str(row.get("r1_correctness")) == "True"
+    )
+
+
+# ---------------------------------------------------------------------- not thinking: conversations
+
+
+def wildchat(row: dict[str, Any]) -> Example:
+    """allenai/WildChat-1M: the first exchange of a conversation in English that nobody flagged."""
+    conversation = row.get("conversation")
+    if row.get("language") != "English":
+        raise Skip("not in English")
+    if row.get("toxic") or row.get("redacted"):
+        raise Skip("toxic or redacted")
+    prompt, answer = turns(conversation[:2] if isinstance(conversation, list) else None)
+    return Example(prompt, "general", answer)
+
+
+class OASST:
+    """OpenAssistant/oasst1 and oasst2, one message a row: first questions with their best answers.
+
+    The messages of a tree come one after the other, so that only one tree's are kept in memory.
+    """
+
+    def __init__(self) -> None:
+        self.tree, self.questions = "", dict[str, str]()
+
+    def __call__(self, row: dict[str, Any]) -> Example:
+        text, name = first(row, "text"), first(row, "message_id")
+        if first(row, "message_tree_id") != self.tree:
+            self.tree, self.questions = first(row, "message_tree_id"), {}
+        if row.get("lang") != "en" or row.get("deleted"):
+            raise Skip("not in English, or deleted")
+        if row.get("parent_id") is None:
+            self.questions[name] = text
+            raise Skip("a question (its answer is another row)")
+        if row.get("parent_id") not in self.questions:
+            raise Skip("a later turn")
+        if row.get("rank") != 0:
+            raise Skip("not the best answer")
+        return Example(question(self.questions[row["parent_id"]]), "general", text)
+
+
+# -------------------------------------------------------------------------------------- RL, Table 3
+
+
+def deepscaler(row: dict[str, Any]) -> Example:
+    """agentica-org/DeepScaleR-Preview-Dataset: maths questions with their final answers."""
+    gold = first(row, "answer")
+    if not gold:
+        raise Skip("no answer")
+    prompt = question(first(row, "problem", "prompt"))
+    return Example(prompt, "maths", gold=[gold], level=first(row, "difficulty"))
+
+
+def tulu_3(row: dict[str, Any]) -> Example:
+    """allenai/tulu-3-*: the questions of conversations; a reward model judges what is answered."""
+    if row.get("messages"):
+        prompt, _ = turns(row["messages"])
+    else:
+        prompt = question(row.get("prompt"))
+    return Example(prompt, "general")
+
+
+# ------------------------------------------------------------------------------------------ generic
+
+
+def generic(row: dict[str, Any]) -> Example:
+    """Rows of the user's own, by the names that their fields usually have.
+
+    With a `response` (or `completion`, `output`, `generation`, `solution`) besides it, `answer` is
+    the final answer to check it against; alone, it is the response.
+    """
+    answer = first(row, "response", "completion", "output", "generation", "solution")
+    thinking = first(row, "thinking", "reasoning", "reasoning_content")
+    gold = first(row, "answer")
+    if row.get("messages") or row.get("conversations"):
+        prompt, text = turns(row.get("messages") or row["conversations"])
+        answer = answer or text
+    elif first(row, "instruction"):
+        prompt = question("\n".join(filter(None, (first(row, "instruction"), first(row, "input")))))
+    else:
+        prompt = question(row.get("prompt") or row.get("problem") or row.get("question"))
+    if "</think>" in answer:
+        thinking, answer = split_trace(answer)
+    try:
+        tests = read_tests(row, "row")
+    except InputError as error:
+        raise Skip(str(error)) from None
+    return Example(
+        prompt,
+        domain=first(row, "domain") or "general",
+        answer=answer or gold,
+        thinking=thinking,
+        gold=[gold] if answer and gold and not tests else [],
+        tests=tests,
+        level=first(row, "level", "difficulty"),
+    )
+
+
+RECIPES: dict[str, Recipe | type[OASST]] = {
+    "synthetic_1": synthetic_1,
+    "openr1_math": openr1_math,
+    "openthoughts": openthoughts,
+    "aops": partial(traced, domain="maths"),
+    "aime": partial(traced, domain="maths"),
+    "codeforces": codeforces,
+    "kodcode": kodcode,
+    "wildchat": wildchat,
+    "oasst": OASST,
+    "deepscaler": deepscaler,
+    "tulu_3": tulu_3,
+    "generic": generic,
+}
+
+
+def read_source(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl, .jsonl.gz or, with pyarrow, .parquet file, one after the other."""
+    if path.suffix != ".parquet":
+        yield from (row for _, row in read_rows(path))
+        return
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{path}: to read Parquet, pip install pyarrow") from None
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: {error}") from None
