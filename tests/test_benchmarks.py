@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import asset
 
-from data.rows import read_queries
+from data.prepare import PrepareSettings, prepare
+from data.rows import read_hft_rows, read_queries
 from data.verify_code import run_tests
 from data.verify_math import is_correct
 
@@ -72,3 +73,33 @@ def test_every_reference_program_passes_its_tests(name, count):
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(run_tests, codes, tests))
     assert [(row["id"], out) for row, out in zip(rows, outcomes) if not out[0]] == []
+
+
+def reworded(text: str, number: int) -> str:
+    """The same question in other spacing, case and punctuation."""
+    spaced = re.sub(r"([=+^{}$,.?-])", r" \1  ", text)
+    return [spaced, spaced.upper(), re.sub(r"[.,?$]", "", text), "\t" + text.lower() + " !!"][
+        number % 4
+    ]
+
+
+def test_no_benchmark_question_gets_into_a_training_set(tmp_path):
+    benchmarks = [asset(f"data/{name}.jsonl") for name in ("math500", "aime24", "amc23")]
+    questions = [q.prompt[0]["content"] for q in read_queries(benchmarks[0])]
+    planted = [reworded(question, i) for i, question in enumerate(questions[::50])]
+    rows = [{"prompt": question, "response": "planted here"} for question in planted]
+    (tmp_path / "planted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [tmp_path / "planted.jsonl", asset("data/gsm8k_train.jsonl")]
+    settings = PrepareSettings(
+        sources=",".join(
+            f"generic/maths:{file}" for file in [*files, asset("data/math_train.jsonl")]
+        ),
+        evaluation=",".join(map(str, benchmarks)),
+        output_dir=str(tmp_path),
+        complexity=2,
+    )
+    report = prepare("hft", settings)
+    assert report.totals("parse")["kept"] > 14900
+    kept = {prompt[0]["content"]: text for _, prompt, text in read_hft_rows(tmp_path / "hft.jsonl")}
+    assert len(kept) > 13900 and not kept.keys() & {*questions, *planted}
+    assert not any("planted here" in text for text in kept.values())

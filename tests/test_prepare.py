@@ -1,0 +1,397 @@
+"""data/prepare.py: each step on its own, then a whole set."""
+
+import json
+import random
+import shutil
+import sqlite3
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import ROOT, needs_sandbox, run
+
+import lhrm
+from data import prepare
+from data.classify import Rules
+from data.prepare import Evaluation, PrepareSettings, Report
+from data.rows import TokenizedRows, encode_row, read_hft_rows, read_queries
+from data.sources import Example
+from model import InputError
+
+WORDS = ["".join(random.Random(i).choices("abcdefghij", k=6)) for i in range(3000)]
+
+
+def example(prompt="What is 6 · 7?", answer="42", thinking="", **more):
+    return Example([{"role": "user", "content": prompt}], "maths", answer, thinking, **more)
+
+
+def prompts(stream):
+    return [e.prompt[0]["content"] for e in stream]
+
+
+def text(seed, length=40):
+    return " ".join(random.Random(seed).choices(WORDS, k=length))
+
+
+# ---------------------------------------------------------------------------------------- the steps
+
+
+@pytest.mark.parametrize(
+    "given, outcome",
+    [
+        (example(thinking="a", gold=["42"]), "kept"),
+        (example(thinking="a", gold=["41"]), "wrong answer"),
+        (example(thinking="a", gold=["41", "42.0"]), "kept"),
+        (example(thinking="a", gold=["41"], verified=True), "wrong answer"),
+        (example(thinking="a", verified=True), "kept"),
+        (example(thinking="a", verified=False), "wrong answer"),
+        (example(thinking="a"), "nothing to verify it by"),
+        (example(), "kept"),
+        (example(answer=""), "no answer"),
+    ],
+)
+def test_a_trace_is_kept_if_its_answer_verifies(given, outcome):
+    report = Report()
+    kept = list(prepare.verified([given], False, report))
+    assert report.totals("verify") == {outcome: 1} and len(kept) == (outcome == "kept")
+
+
+def test_traces_that_nothing_can_verify_are_kept_on_demand_but_wrong_ones_never():
+    given = [example(thinking="a"), example(thinking="a", verified=False)]
+    assert list(prepare.verified(given, True, Report())) == given[:1]
+
+
+@needs_sandbox
+def test_a_traced_program_is_kept_if_it_passes_its_tests():
+    answers = [f"```python\ndef f(x): return x + {n}\n```" for n in (1, 2)]
+    given = [example(answer=a, thinking="a", tests="assert f(1) == 2") for a in answers]
+    assert list(prepare.verified(given, False, Report())) == given[:1]
+
+
+def test_complex_queries_need_a_trace():
+    hard, easy = "Prove that the integral of $x^2$ is $x^3/3$.", "Good morning!"
+    given = [example(hard), example(hard, thinking="a"), example(easy)]
+    report = Report()
+    assert list(prepare.simple_or_thought(given * 300, Rules(), 0.5, report)) == given[1:] * 300
+    assert report.totals("classify") == {"kept": 600, "complex, without a trace": 300}
+
+
+def test_tags_inside_a_response_or_a_prompt_are_refused():
+    given = [example(), example(answer="</think>"), example("<no_think>?"), example(thinking="a")]
+    report = Report()
+    assert list(prepare.wrapped(given, report)) == [given[0], given[3]]
+    assert set(report.totals("wrap")) == {
+        "kept",
+        "a tag inside the response",
+        "a tag inside the prompt",
+    }
+
+
+def unique(given, similarity=0.9):
+    report = Report()
+    with sqlite3.connect(":memory:") as seen:
+        return prompts(prepare.unique(map(example, given), seen, similarity, report)), report
+
+
+def test_queries_that_differ_in_case_spacing_and_punctuation_are_the_same():
+    given = ["Find $2x+1$.", "find  2 x + 1", "FIND: $2x + 1$!", "Find $2x+2$."]
+    kept, report = unique(given)
+    assert kept == [given[0], given[3]]
+    assert report.totals("deduplicate")["the same query"] == 2
+
+
+def test_of_nearly_equal_queries_the_first_is_kept():
+    long = text(0, 100)
+    last, middle = long.rsplit(" ", 1)[0] + " other", long.replace(long.split()[50], "other")
+    halves = " ".join(long.split()[:50]) + " " + text(1, 50)
+    kept, report = unique([long, last, middle, halves, text(2)])
+    assert kept == [long, halves, text(2)]  # `middle`: 95 of 101 shingles, `halves`: 48 of 148
+    assert report.totals("deduplicate")["nearly the same query"] == 2
+    assert len(unique([long, last, middle], similarity=1)[0]) == 3
+
+
+def test_minhash_estimates_the_jaccard_index_of_shingles():
+    bits = np.random.default_rng(0).integers(0, 2**64, (2, prepare.HASHES, 1), dtype=np.uint64)
+    errors = []
+    for seed in range(200):
+        words = text(seed, 60).split()
+        other = words[: seed % 60] + text(-seed - 1, 60).split()[seed % 60 :]
+        sets = [{tuple(w[i : i + 3]) for i in range(len(w) - 2)} for w in (words, other)]
+        alike = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+        signatures = [prepare.minhash(w, bits) for w in (words, other)]
+        errors.append((signatures[0] == signatures[1]).mean() - alike)
+    assert abs(np.mean(errors)) < 0.01 and np.std(errors) < 0.0625  # at most √(0.25 / HASHES)
+
+
+def test_a_question_of_an_evaluation_set_is_kept_out_however_it_is_spaced(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"prompt": "Find $2x+1$, if $x=4$.", "answer": "9"}) + "\n")
+    evaluation = Evaluation([str(path)], ngram=8)
+    assert evaluation.contains("find 2 x + 1 IF  x = 4") == "an evaluation question"
+    assert evaluation.contains("Find $2x+1$, if $x=5$.") == ""
+
+
+def test_eight_words_in_a_row_of_an_evaluation_question_give_it_away(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"prompt": text(0, 30), "answer": "9"}) + "\n")
+    evaluation, words = Evaluation([str(path)], ngram=8), text(0, 30).split()
+    assert evaluation.contains("So: " + ", ".join(words[10:18]) + "?").startswith("8 words")
+    assert evaluation.contains(" ".join(words[10:17])) == ""
+    assert evaluation.contains(" ".join([*words[:7], "or", *words[7:14]])) == ""
+
+
+def rows_file(tmp_path, count=300):
+    path = tmp_path / "rows.jsonl"
+    kinds = [("maths", "think"), ("maths", "no_think"), ("general", "no_think")]
+    rows = [
+        {"prompt": str(i), "domain": kinds[i % 3][0], "mode": kinds[i % 3][1], "source": "s"}
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_mix_takes_exactly_as_many_rows_as_it_says_of_the_first_group_that_fits(tmp_path):
+    sizes = prepare.parse_mix("maths/think=20,maths=30,no_think=1000")
+    rows = list(prepare.mixed(rows_file(tmp_path), sizes, 0, Report()))
+    counts = Counter((row["domain"], row["mode"]) for row in rows)
+    assert counts == {
+        ("maths", "think"): 20,
+        ("maths", "no_think"): 30,
+        ("general", "no_think"): 100,
+    }
+    assert len(list(prepare.mixed(rows_file(tmp_path), {}, 0, Report()))) == 300
+
+
+def test_the_mix_takes_every_row_equally_often(tmp_path):
+    taken = Counter()
+    for seed in range(200):
+        rows = prepare.mixed(rows_file(tmp_path, 30), {"maths/think": 3}, seed, Report())
+        taken.update(row["prompt"] for row in rows if row["mode"] == "think")
+    assert taken.total() == 600 and len(taken) == 10
+    assert max(abs(count - 60) for count in taken.values()) < 4 * np.sqrt(200 * 0.3 * 0.7)
+
+
+# --------------------------------------------------------------------------------------- whole sets
+
+
+def write_source(path, count=40):
+    """Rows of the lab's words, of which a few fail at each step."""
+    rows = []
+    for i in range(count):
+        a, b = divmod(i, 10)
+        question = f"{a + 10}+{b}="
+        rows.append({"prompt": question, "response": str(a + b + 10), "answer": str(a + b + 10)})
+        if i % 2:
+            rows[-1]["thinking"] = f"{question}{a + b + 10}"
+    rows[1]["answer"] = "0"
+    rows += [{"prompt": "9+9=", "response": "<think>18"}, rows[2], {"prompt": ""}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@pytest.fixture
+def prepared(tmp_path, lab_folder):
+    write_source(tmp_path / "source.jsonl")
+    (tmp_path / "test.jsonl").write_text('{"prompt": "10 + 5 =", "answer": "15"}\n')
+    settings = PrepareSettings(
+        sources=f"generic/maths:{tmp_path}/sou*.jsonl",
+        evaluation=f"{tmp_path}/test.jsonl",
+        output_dir=str(tmp_path / "out"),
+        complexity=2,
+        mix="maths/no_think=15",
+        tokenizer_name_or_path=str(lab_folder / "base"),
+    )
+    return settings, prepare.prepare("hft", settings), tmp_path / "out"
+
+
+def test_every_step_counts_what_it_keeps_and_why_it_drops_the_rest(prepared):
+    _, report, folder = prepared
+    assert {step: report.totals(step) for step in report.steps} == {
+        "parse": {"kept": 42, "no prompt": 1},
+        "verify": {"kept": 41, "wrong answer": 1},
+        "classify": {"kept": 41},
+        "wrap": {"kept": 40, "a tag inside the response": 1},
+        "deduplicate": {"kept": 39, "the same query": 1},
+        "decontaminate": {"kept": 38, "an evaluation question": 1},
+        "mix": {"kept": 33, "more than wanted": 5},
+        "tokenize": {"kept": 33},
+    }
+    assert report.rows == {"maths/no_think": 15, "maths/think": 18}
+    assert json.loads((folder / "hft_report.json").read_text()) == json.loads(
+        json.dumps(report.values())
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "hft.jsonl",
+        "hft_report.json",
+        "hft_tokens",
+    ]
+
+
+def test_the_histogram_counts_tokens_of_each_mode(prepared, tokenizer):
+    _, report, folder = prepared
+    lengths = {"think": [], "no_think": []}
+    for where, prompt, response in read_hft_rows(folder / "hft.jsonl"):
+        mode = "think" if response.startswith("<think>") else "no_think"
+        lengths[mode].append(sum(map(len, encode_row(tokenizer, prompt, response, where))))
+    for mode, values in lengths.items():
+        assert report.tokens[mode] == sum(values)
+        edges = [*prepare.EDGES, np.inf]
+        assert list(report.lengths[mode].values()) == np.histogram(values, edges)[0].tolist()
+
+
+def test_the_rows_are_what_hft_reads_and_the_tokens_are_theirs(prepared, tokenizer):
+    _, _, folder = prepared
+    rows = TokenizedRows(folder / "hft_tokens", tokenizer, max_length=100)
+    expected = [
+        encode_row(tokenizer, prompt, response, where)
+        for where, prompt, response in read_hft_rows(folder / "hft.jsonl")
+    ]
+    assert [rows[i] for i in range(len(rows))] == expected
+    longest = max(sum(map(len, row)) for row in expected)
+    fewer = TokenizedRows(folder / "hft_tokens", tokenizer, longest - 1)
+    assert [fewer[i] for i in range(len(fewer))] == [
+        row for row in expected if sum(map(len, row)) < longest
+    ]
+    assert fewer.too_long == len(rows) - len(fewer) > 0
+
+
+def test_hft_on_tokenized_rows_is_hft_on_the_rows(prepared, lab_folder, tmp_path):
+    _, _, folder = prepared
+    weights = []
+    for name in ("hft.jsonl", "hft_tokens"):
+        settings = lhrm.HFTSettings(
+            model_name_or_path=str(lab_folder / "base"), dataset_name=str(folder / name),
+            output_dir=str(tmp_path / name), max_steps=2, batch_size=8, bf16=False,
+        )  # fmt: skip
+        lhrm.hft(settings)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_tokens_of_another_tokenizer_and_damaged_ones_are_refused(prepared, tokenizer, lab_folder):
+    _, _, folder = prepared
+    tokens = folder / "hft_tokens"
+    other = type(tokenizer).from_pretrained(lab_folder / "base")
+    other.backend.add_tokens(["more"])
+    with pytest.raises(InputError, match="another tokenizer"):
+        TokenizedRows(tokens, other, 100)
+    for name, content in {"lengths.bin": b"12345678", "tokens.bin": b"1234"}.items():
+        copy = shutil.copytree(tokens, folder / name)
+        (copy / name).write_bytes(content)
+        with pytest.raises(InputError, match="does not fit"):
+            TokenizedRows(copy, tokenizer, 100)
+    (copy / "lengths.bin").write_bytes(b"123")
+    with pytest.raises(InputError, match="lengths.bin"):
+        TokenizedRows(copy, tokenizer, 100)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_same_seed_gives_the_same_bytes(prepared):
+    settings, _, folder = prepared
+    before = contents(folder)
+    prepare.prepare("hft", settings)  # over what is there
+    assert contents(folder) == before and len(before) == 5
+    settings.seed = 1
+    prepare.prepare("hft", settings)
+    assert contents(folder) != before
+
+
+def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
+    rows = [
+        {"prompt": "What is 6 · 7?", "answer": "42", "level": 1},
+        {"prompt": "Add one.", "tests": ["assert f(1) == 2"], "answer": "def f", "level": 2},
+        {"prompt": "Tell me a story."},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = PrepareSettings(
+        sources=f"generic:{tmp_path}/rows.jsonl", output_dir=str(tmp_path / "out")
+    )
+    prepare.prepare("rl", settings)
+    queries = read_queries(tmp_path / "out" / "rl.jsonl")
+    assert [(q.answers, q.tests, q.level) for q in queries] == [
+        (["42"], "", "1"),
+        ([], "assert f(1) == 2", "2"),
+        ([], "", ""),
+    ]
+
+
+def test_the_worked_example_of_the_readme_is_true(tmp_path):
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    lines = [line[4:] for line in readme.splitlines() if line.startswith("    ")]
+    rows = [line for line in lines if line.startswith("{")]
+    (tmp_path / "source.jsonl").write_text("\n".join(rows[:8]))
+    (tmp_path / "test.jsonl").write_text(rows[8])
+    settings = PrepareSettings(
+        sources=f"generic/maths:{tmp_path}/source.jsonl",
+        evaluation=f"{tmp_path}/test.jsonl",
+        output_dir=str(tmp_path),
+    )
+    shown = prepare.prepare("hft", settings).text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("step "))
+    assert [line.rstrip() for line in shown] == lines[start : start + len(shown)]
+    assert (tmp_path / "hft.jsonl").read_text().splitlines() == rows[9:]
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "CHUNK", 32)
+    peaks = []
+    for count in (200, 200, 1600):
+        with open(tmp_path / "rows.jsonl", "w") as file:
+            for i in range(count):
+                file.write(json.dumps({"prompt": text(i), "response": text(-i - 1, 400)}) + "\n")
+        settings = PrepareSettings(
+            sources=f"generic:{tmp_path}/rows.jsonl", complexity=2, output_dir=str(tmp_path)
+        )
+        tracemalloc.start()
+        assert prepare.prepare("hft", settings).totals("mix")["kept"] == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.2 * peaks[1]  # the rows are eight times as many, 5 MB
+
+
+# ---------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "unknown command"),
+        (["hft"], "give --sources"),
+        (["hft", "--sources", "wiki:a.jsonl"], "expected recipe:file"),
+        (["hft", "--sources", "generic/law:a.jsonl"], "expected recipe:file"),
+        (["hft", "--sources", "generic:/none.jsonl"], "no such file"),
+        (["rl", "--sources", "generic:ROWS", "--mix", "maths=some"], "--mix maths=some: expected"),
+        (["rl", "--sources", "generic:ROWS", "--mix", "law=1"], "--mix law=1: expected"),
+        (["rl", "--sources", "generic:ROWS", "--evaluation", "/none"], "/none"),
+        (["rl", "--sources", "generic:BAD"], "bad.jsonl:1: not JSON"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_nothing_is_left(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "q"}\n')
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    places = {"ROWS": f"{tmp_path}/rows.jsonl", "BAD": f"{tmp_path}/bad.jsonl"}
+    for name, place in places.items():
+        arguments = [a.replace(name, place) for a in arguments]
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        "sys.argv", ["prepare", *arguments, *["--output_dir", str(out)][: 9 * bool(arguments)]]
+    )
+    with pytest.raises(SystemExit) as stop:
+        prepare.run_command(prepare.main)
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and message in errors[-1]
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_the_command_prints_the_report(tmp_path):
+    write_source(tmp_path / "source.jsonl")
+    command = ["-m", "data.prepare", "rl", "--sources", f"generic/maths:{tmp_path}/source.jsonl"]
+    shown = run(*command, "--output_dir", tmp_path / "out").stdout
+    assert "deduplicate" in shown and "rows a second" in shown and "no --evaluation" in shown
