@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
+from data.judge import NO_THINK, THINK, Judged, RewardModel, judge_all, load_reward_model
 from data.rows import Query, read_queries
-from lhrm import NO_THINK, THINK, Judged, Runtime
+from lhrm import Runtime
 from model import InputError, Tokenizer, Transformer, read_json, write_json
 from sample import MODES, generate, mix_seed, parse_settings, run_command, setting
 
@@ -253,7 +254,7 @@ def sample_responses(
     queries: Sequence[Query],
     seeds: Sequence[int],
     settings: HGPOSettings,
-    reward_model: lhrm.RewardModel | None = None,
+    reward_model: RewardModel | None = None,
 ) -> Rollout:
     """N responses to each query, half of them forced into each mode (Eq. 5, 6), judged (Eq. 7)."""
     prompts = [tokenizer.encode_chat(query.prompt) for query in queries]
@@ -280,7 +281,7 @@ def sample_responses(
         [prompt for prompt in prompts for _ in range(n)],
         [completion.ids for completion in completions],
         [completion.log_probs for completion in completions],
-        lhrm.judge_all(cases, tokenizer, reward_model),  # Eq. 7
+        judge_all(cases, tokenizer, reward_model, settings.verifier),  # Eq. 7
     )
 
 
@@ -292,7 +293,7 @@ def train(
     settings: HGPOSettings,
     runtime: Runtime,
     micro_batch: int,
-    reward_model: lhrm.RewardModel | None = None,
+    reward_model: RewardModel | None = None,
     evaluation: Callable[[str], dict[str, Any]] | None = None,
 ) -> None:
     """Alg. 1. Changes `policy`; goes on from the newest checkpoint if the settings say so."""
@@ -371,7 +372,7 @@ def train(
         metrics |= {"epoch": (step + 1) * num_queries / len(queries)}
         metrics |= step_times(times, num_tokens)
         if evaluation and settings.eval_steps and (step + 1) % settings.eval_steps == 0:
-            metrics["hybrid_accuracy"] = evaluation(f"step {step + 1}")["hybrid_accuracy"]
+            metrics["hybrid_accuracy"] = evaluation(f"step {step + 1}")["auto"]["hybrid_accuracy"]
         log.write(step + 1, metrics)
         bar.set_postfix(
             reward=f"{metrics['reward']:.2f}", think_ratio=f"{metrics['mode/think_ratio']:.2f}"
@@ -503,7 +504,12 @@ def run(settings: HGPOSettings) -> None:
         raise InputError("give --dataset_name, a file of queries")
     queries = read_queries(settings.dataset_name)
     held_out = read_queries(settings.eval_dataset_name) if settings.eval_dataset_name else []
-    reward_model = lhrm.load_reward_model(settings, queries + held_out, runtime)
+    reward_model = load_reward_model(
+        settings.reward_model_name_or_path,
+        settings.reward_batch_size,
+        queries + held_out,
+        runtime.device,
+    )
     source, checkpointing = settings.model_name_or_path, settings.gradient_checkpointing
     policy, tokenizer = lhrm.load_policy(source, runtime, checkpointing)
     reference = None
@@ -561,7 +567,7 @@ def prepare_lab(settings: HGPOSettings, root: Path, runtime: Runtime) -> HGPOSet
     if (root / "hft" / "model.safetensors").exists():
         paths = {"model_name_or_path": None, "dataset_name": None}  # of this lab, wherever it was
         made_with = read_json(root / "hft" / "settings.json").get("settings", {})
-        lhrm.check_same(root / "hft", {**made_with, **paths}, hft)
+        lhrm.check_same(root / "hft", {**made_with, **paths}, lhrm.decisive(hft))
     else:
         lhrm.hft(hft)
     return dataclasses.replace(
@@ -578,8 +584,8 @@ def report(outcome: dict[str, Any], records: Sequence[lhrm.Record]) -> None:
     rows = {
         "HFT forced think": hft["think"],
         "HFT forced no-think": hft["no_think"],
-        "HFT free": hft,
-        "HGPO free": final,
+        "HFT auto": hft["auto"],
+        "HGPO auto": final["auto"],
     }
     print(f"\n{final['queries']} held-out queries, domain {final['domain']}")
     print(lhrm.results_table(rows))
@@ -591,7 +597,7 @@ def report(outcome: dict[str, Any], records: Sequence[lhrm.Record]) -> None:
     print("\nThree responses after HGPO, freely sampled:")
     for record in (head[0], head[-1], other[0]):
         print(f"  {record.query.prompt[-1]['content']}")
-        print(f"    {record.responses['free'][0].text}")
+        print(f"    {record.responses['auto'][0].text}")
 
 
 def main() -> None:

@@ -23,8 +23,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,11 +39,19 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from data import lab
+from data import classify, lab
+from data.judge import (
+    NO_THINK,
+    THINK,
+    VERIFIERS,
+    Judged,
+    RewardModel,
+    judge_all,
+    load_reward_model,
+)
 from data.rows import (
     Query,
     TokenizedRows,
@@ -53,8 +60,7 @@ from data.rows import (
     read_hft_rows,
     read_queries,
 )
-from data.verify_code import extract_code, run_tests
-from data.verify_math import is_correct
+from data.verify_code import extract_code
 from model import (
     SAMPLING,
     Config,
@@ -68,8 +74,6 @@ from model import (
 from sample import (
     MAX_TOKENS,
     MODES,
-    Completion,
-    Messages,
     generate,
     mix_seed,
     parse_settings,
@@ -77,150 +81,9 @@ from sample import (
     setting,
 )
 
-THINK, NO_THINK, NEITHER = 0, 1, -1
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by dcp, if alone
+EXPORTS = ("alpaca_eval", "evalplus", "arena_hard")
 MAX_LOGITS = 2**25  # logits held at once when scoring: 128 MiB in fp32
-
-
-# ----------------------------------------------------------------------------------- rewards, Eq. 7
-
-
-@dataclass
-class Judged:
-    """A sampled response with its reward."""
-
-    mode: int  # THINK, NO_THINK, or NEITHER: the tag that opens it
-    reward: float  # Eq. 7: 0 unless finished and well formed; by rule, 1 if right, else 0
-    length: int  # in generated tokens
-    finished: bool
-    well_formed: bool
-    leaked: bool  # a think tag inside a no-think response
-    text: str
-    definite: bool = True  # judged by rule; otherwise by the reward model
-
-
-def judge(query: Query, completion: Completion, tokenizer: Tokenizer) -> Judged:
-    """r(o) of Eq. 7 by rule: 0 where the query has no definite answer.
-
-    A response cut at the length limit is malformed: it has no end.
-    """
-    text = tokenizer.decode(completion.ids[: -1 if completion.finished else None])
-    response = parse_response(text)
-    well_formed = response.well_formed and completion.finished
-    if query.tests and well_formed:
-        right, _ = run_tests(extract_code(response.answer), query.tests)
-    else:
-        right = well_formed and any(is_correct(response.answer, gold) for gold in query.answers)
-    return Judged(  # Eq. 7
-        mode=NEITHER if response.mode is None else MODES.index(response.mode),
-        reward=float(right),
-        length=len(completion.ids),
-        finished=completion.finished,
-        well_formed=well_formed,
-        leaked=response.mode == "no_think" and ("<think>" in text or "</think>" in text),
-        text=text,
-        definite=query.definite,
-    )
-
-
-def judge_all(
-    cases: Sequence[tuple[Query, Completion]],
-    tokenizer: Tokenizer,
-    reward_model: RewardModel | None = None,
-) -> list[Judged]:
-    """r(o) of Eq. 7 for each response, in order: by rule where its query has a definite answer,
-    programs side by side; the others by `reward_model`, all at once.
-
-    Only an answer is shown to the reward model, never reasoning or tags, so that it judges both
-    modes alike. A malformed or unfinished response gets 0 unseen. Only where every query has a
-    definite answer may there be no reward model; `load_reward_model` sees to it.
-    """
-    if any(query.tests for query, _ in cases):
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
-            judged = list(pool.map(lambda case: judge(*case, tokenizer), cases))
-    else:
-        judged = [judge(*case, tokenizer) for case in cases]
-    places = [i for i, j in enumerate(judged) if j.well_formed and not j.definite]
-    if places:
-        answers = [parse_response(judged[i].text).answer for i in places]
-        scores = reward_model.score([cases[i][0].prompt for i in places], answers)
-        for i, reward in zip(places, scores.sigmoid().tolist()):  # Eq. 7
-            judged[i].reward = reward
-    return judged
-
-
-class RewardModel:
-    """The judge of answers to queries without a definite one (Eq. 7): a sequence classifier.
-
-    Its score is a logit without bounds. As a reward it goes through a sigmoid, to lie in (0, 1)
-    between the rewards by rule, on whose scale δ (Eq. 9) and the margin of H_acc are.
-
-    It is whole on every process: each has answers of its own to score, and the collectives of a
-    sharded model would leave a process that has fewer batches waiting. bf16 on a GPU, else fp32.
-    """
-
-    def __init__(self, folder: str | Path, batch_size: int, device: torch.device) -> None:
-        """Load a model folder; `batch_size` conversations are scored at a time."""
-        config = Config.from_pretrained(folder)
-        self.batch_size, self.device = batch_size, device
-        self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
-        unfit = {
-            "it has no score head": not config.score_head,
-            "we do not know its chat template": self.tokenizer.chat is None,
-            "it has more tokens than embeddings": len(self.tokenizer) > config.vocab_size,
-        }
-        if reasons := [reason for reason, found in unfit.items() if found]:
-            raise InputError(f"{folder} cannot be the reward model: {reasons[0]}")
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.model = Transformer.from_pretrained(folder, dtype, device).eval()
-
-    @torch.no_grad()
-    def score(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
-        """The score of each answer to its prompt, (R,) fp64 on the CPU.
-
-        It is read at the last token that the chat template writes, where such models are trained to
-        have it. Equal conversations are scored once: rounding differs with the batch, and equal
-        answers must stay equal in Eq. 9. A conversation longer than the model's positions scores
-        −inf, reward 0, with a warning.
-        """
-        rows = []
-        for prompt, answer in zip(prompts, answers):
-            messages = [*prompt, {"role": "assistant", "content": answer}]
-            rows.append(tuple(self.tokenizer.encode_chat(messages, add_generation_prompt=False)))
-        scores = dict.fromkeys(rows, -math.inf)
-        limit = self.model.config.max_position_embeddings
-        fitting = [row for row in scores if len(row) <= limit]
-        if left_out := len(scores) - len(fitting):
-            warnings.warn(f"{left_out} answers are too long for the reward model", stacklevel=2)
-        for part in micro_batches([len(row) for row in fitting], self.batch_size):
-            batch = [fitting[i] for i in part]
-            ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True)  # (B, T)
-            values = self.model(ids.to(self.device))[..., 0].tolist()
-            scores |= {row: value[len(row) - 1] for row, value in zip(batch, values)}
-        found = torch.tensor([scores[row] for row in rows], dtype=torch.float64)
-        if found.isnan().any():
-            raise InputError("the reward model's scores are not numbers: its weights are damaged")
-        return found
-
-
-def load_reward_model(
-    settings: EvalOptions, queries: Sequence[Query], runtime: Runtime
-) -> RewardModel | None:
-    """The reward model of the settings, or None if all `queries` have a definite answer.
-
-    Raises InputError where one is needed and the settings name none.
-    """
-    indefinite = [query for query in queries if not query.definite]
-    if not indefinite:
-        return None
-    if settings.reward_model_name_or_path is None:
-        raise InputError(
-            f"{len(indefinite)} of {len(queries)} queries have neither an answer nor tests, first "
-            f"{indefinite[0].prompt[-1]['content'][:60]!r}: give --reward_model_name_or_path"
-        )
-    return RewardModel(
-        settings.reward_model_name_or_path, settings.reward_batch_size, runtime.device
-    )
 
 
 # ----------------------------------------------------------------------- hybrid accuracy, §2.1, 2.4
@@ -611,9 +474,9 @@ def decisive(settings: Any) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in others and not k.startswith("eval_")}
 
 
-def check_same(path: Path, recorded: dict[str, Any], settings: Any) -> None:
-    """Raise InputError if what is at `path` was made with other settings than these."""
-    for name, value in decisive(settings).items():
+def check_same(path: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise InputError if what is at `path` was made with other settings than are wanted."""
+    for name, value in wanted.items():
         if recorded.get(name) != value:
             raise InputError(f"{path} was made with {name} = {recorded.get(name)}, not {value}")
 
@@ -627,7 +490,7 @@ def load_checkpoint(
 ) -> tuple[int, int]:
     """Take up a checkpoint; returns its step and the tokens seen until then."""
     done = read_json(path / "progress.json")
-    check_same(path, done.get("settings", {}), settings)
+    check_same(path, done.get("settings", {}), decisive(settings))
     state = training_state(models, optimizer)
     try:
         dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
@@ -869,7 +732,9 @@ class EvalOptions:
         None, "folder of the model that judges queries without a definite answer (Eq. 7)"
     )
     reward_batch_size: int = setting(16, "answers that it scores at a time", minimum=1)
-
+    verifier: str = setting(
+        "rule", "of maths answers: our rules, or the package math-verify", tuple(VERIFIERS)
+    )
     eval_domain: str | None = setting(None, "domain of the headline figures; none: all rows")
     eval_num_generations: int = setting(
         4, "responses per query and mode, and as many free ones", minimum=1
@@ -887,26 +752,37 @@ class EvalOptions:
 
 @dataclass
 class EvalSettings(EvalOptions):
-    """Accuracy, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on some queries."""
+    """pass@1, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on some queries."""
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
     dataset_name: str = setting(
         "runs/lab/data/test.jsonl", "files of queries, .jsonl or .jsonl.gz, commas between them"
     )
+    modes: str = setting(
+        "think,no_think,auto", "how to answer, commas between: forced into a mode, as the model "
+        "chooses (auto), or in the mode that a classifier picks (router). H_acc needs both modes",
+    )  # fmt: skip
+    classifier_name_or_path: str | None = setting(None, "the router's; none: a few rules")
     output_dir: str | None = setting(None, "where eval.json and responses.jsonl go; none: nowhere")
+    export: str = setting(
+        "none", "the last mode's answers for another evaluator as well", ("none", *EXPORTS)
+    )
+    resume_from_checkpoint: bool = setting(False, "go on where output_dir was left")
     bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
     seed: int = setting(0, "of the sampling")
 
 
-FORCED_AND_FREE = ("think", "no_think", "free")
-
-
 @dataclass
 class Record:
-    """A query and, for each of FORCED_AND_FREE, its judged responses."""
+    """A query and, for each way in which it was answered, its judged responses."""
 
     query: Query
-    responses: dict[str, list[Judged]]
+    responses: dict[str, list[Judged]]  # by "think", "no_think" (forced), "auto", "router"
+
+    @property
+    def graded(self) -> bool:
+        """Whether there was anything to judge its responses by."""
+        return all(j.reward is not None for judged in self.responses.values() for j in judged)
 
 
 def evaluate(
@@ -918,19 +794,28 @@ def evaluate(
     description: str,
     seed: int = 0,
     reward_model: RewardModel | None = None,
+    ways: Sequence[Sequence[str]] | None = None,
+    kept: Kept | None = None,
 ) -> list[Record]:
-    """Answer every query in both forced modes and freely; the records of all ranks, in order."""
-    mine = runtime.share(range(len(queries)))
-    k, records = settings.eval_num_generations, []
+    """Answer every query in both forced modes and freely; the records of all ranks, in order.
+
+    ways: per query, other ways to answer it than these three. kept: where finished records are, and
+    where they go.
+    """
+    done = kept.records if kept else {}
+    mine = runtime.share([q for q in range(len(queries)) if q not in done])
+    ways = ways or [(*MODES, "auto")] * len(queries)
+    k = settings.eval_num_generations
+    records: list[tuple[int, Record]] = []
     model.eval()
     with gathered(model), progress(None, description, total=len(mine), unit="query") as bar:
-        size = max(1, settings.eval_batch_size // (k * len(FORCED_AND_FREE)))  # queries
+        size = max(1, settings.eval_batch_size // (k * max(map(len, ways))))  # queries
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):
-            prompts = [tokenizer.encode_chat(queries[q].prompt) for q in part]
+            asked = [(q, way) for q in part for way in ways[q]]
             sampled = generate(
                 model,
-                [prompt for prompt in prompts for _ in FORCED_AND_FREE],
-                modes=[*MODES, None] * len(part),
+                [tokenizer.encode_chat(queries[q].prompt) for q, _ in asked],
+                modes=[way if way in MODES else None for _, way in asked],
                 num_generations=k,
                 max_new_tokens=settings.max_completion_length,
                 temperature=settings.eval_temperature,
@@ -938,46 +823,106 @@ def evaluate(
                 eos_ids=tokenizer.eos_ids,
                 think_id=tokenizer.think_id,
                 no_think_id=tokenizer.no_think_id,
-                seed=[mix_seed(seed, "eval", q, how) for q in part for how in FORCED_AND_FREE],
+                seed=[mix_seed(seed, "eval", q, way) for q, way in asked],
             )
-            asked = [queries[q] for q in part for _ in range(k * len(FORCED_AND_FREE))]
-            drawn = [completion for group in sampled for completion in group]
-            judged = iter(judge_all(list(zip(asked, drawn)), tokenizer, reward_model))
+            cases = [(queries[q], c) for (q, _), drawn in zip(asked, sampled) for c in drawn]
+            judged = iter(judge_all(cases, tokenizer, reward_model, settings.verifier))
             for q in part:
-                responses = {how: list(itertools.islice(judged, k)) for how in FORCED_AND_FREE}
-                records.append(Record(queries[q], responses))
+                responses = {way: list(itertools.islice(judged, k)) for way in ways[q]}
+                records.append((q, Record(queries[q], responses)))
+                if kept:
+                    kept.add(*records[-1])
             bar.update(len(part))
     model.train()
-    return runtime.gather(records)
+    return [record for _, record in sorted([*done.items(), *runtime.gather(records)])]
+
+
+class Kept:
+    """The finished records of an evaluation, on the disk as soon as they are there.
+
+    Every process appends to a file of its own and reads those of all, so that an evaluation may go
+    on with another number of processes.
+    """
+
+    def __init__(self, settings: EvalSettings, queries: Sequence[Query], runtime: Runtime) -> None:
+        self.folder = Path(settings.output_dir)
+        files = sorted(self.folder.glob("unfinished-*.jsonl"))
+        if files and not settings.resume_from_checkpoint:
+            raise InputError(
+                f"{self.folder} holds an unfinished evaluation: go on with "
+                "--resume_from_checkpoint, or delete its unfinished-*.jsonl"
+            )
+        if files:
+            harmless = ("output_dir", "resume_from_checkpoint", "eval_batch_size", "export")
+            harmless += ("reward_batch_size", "hacc_margin", "eval_domain")
+            same = {k: v for k, v in dataclasses.asdict(settings).items() if k not in harmless}
+            recorded = read_json(self.folder / "settings.json").get("settings", {})
+            check_same(self.folder, recorded, same)
+        self.records: dict[int, Record] = {}
+        for path in files:
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # the last is cut short
+                row = json.loads(line)
+                responses = {w: [Judged(**j) for j in js] for w, js in row["responses"].items()}
+                self.records[row["index"]] = Record(Query(**row["query"]), responses)
+        if any(i >= len(queries) or r.query != queries[i] for i, r in self.records.items()):
+            raise InputError(f"{self.folder} holds an unfinished evaluation of other queries")
+        runtime.wait()  # nobody writes before everybody has read
+        self.path = self.folder / f"unfinished-{runtime.rank}.jsonl"
+        if self.path in files:
+            with open(self.path, "r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+    def add(self, index: int, record: Record) -> None:
+        write_lines(self.path, [{"index": index, **dataclasses.asdict(record)}], "a")
+
+    def remove(self) -> None:
+        for path in self.folder.glob("unfinished-*.jsonl"):
+            path.unlink()
 
 
 def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
-    """The figures of a set of records. Free sampling's own are at the top level."""
+    """The number of records and, for each way of answering, its figures.
 
-    def grid(how: str, value: Callable[[Judged], float]) -> Tensor:  # (K, G) or (K, S)
-        return torch.tensor([[value(j) for j in r.responses[how]] for r in records], dtype=float)
+    What rests on rewards (pass@1, H_acc) is over the graded records, and None without any; H_acc
+    is None unless both modes were forced.
+    """
+    ways = list(records[0].responses)
+    graded = [record for record in records if record.graded]
 
-    rewards = {how: grid(how, lambda j: j.reward) for how in FORCED_AND_FREE}
-    lengths = {how: grid(how, lambda j: j.length) for how in FORCED_AND_FREE}
-    chosen = {how: grid(how, lambda j: j.mode) for how in FORCED_AND_FREE}
-    forced_grids = [grids[mode] for grids in (rewards, lengths) for mode in MODES]
-    best = best_modes(*forced_grids, margin)  # (K,)
+    def grid(rows: Sequence[Record], way: str, name: str) -> Tensor:  # (K, G)
+        values = [[float(getattr(j, name)) for j in record.responses[way]] for record in rows]
+        return torch.tensor(values, dtype=torch.float64)
 
-    def figures(how: str) -> dict[str, Any]:
-        return {
-            "accuracy": rewards[how].mean().item(),
-            "accuracy_interval": bootstrap(rewards[how]),
-            "think_ratio": (chosen[how] == THINK).double().mean().item(),
-            "mean_tokens": lengths[how].mean().item(),
-            "hybrid_accuracy": hybrid_accuracy(*forced_grids, chosen[how], margin),
-            "hybrid_accuracy_interval": bootstrap((chosen[how] == best[:, None]).double()),
-            "malformed_ratio": 1 - grid(how, lambda j: j.well_formed).mean().item(),
-            "clipped_ratio": 1 - grid(how, lambda j: j.finished).mean().item(),
+    forced = best = None
+    if graded and all(mode in ways for mode in MODES):
+        forced = [grid(graded, mode, name) for name in ("reward", "length") for mode in MODES]
+        best = best_modes(*forced, margin)  # (K,)
+
+    def figures(way: str) -> dict[str, Any]:
+        modes, lengths = grid(records, way, "mode"), grid(records, way, "length")
+        values: dict[str, Any] = {
+            "pass@1": None,
+            "pass@1_interval": None,
+            "think_ratio": (modes == THINK).double().mean().item(),
+            "mean_tokens": lengths.mean().item(),
+            "hybrid_accuracy": None,
+            "hybrid_accuracy_interval": None,
+            "clipped_ratio": 1 - grid(records, way, "finished").mean().item(),
+            "malformed_ratio": 1 - grid(records, way, "well_formed").mean().item(),
         }
+        for mode, name in enumerate(MODES):
+            its = lengths[modes == mode]
+            values[f"{name}_tokens"] = its.mean().item() if len(its) else None
+        if graded:
+            rewards = grid(graded, way, "reward")
+            values |= {"pass@1": rewards.mean().item(), "pass@1_interval": bootstrap(rewards)}
+        if forced:
+            chosen = grid(graded, way, "mode")
+            values["hybrid_accuracy"] = hybrid_accuracy(*forced, chosen, margin)
+            values["hybrid_accuracy_interval"] = bootstrap((chosen == best[:, None]).double())
+        return values
 
-    forced = {mode: figures(mode) for mode in MODES}
-    accuracies = {f"{mode}_accuracy": forced[mode]["accuracy"] for mode in MODES}
-    return {"queries": len(records), **figures("free"), **accuracies, **forced}
+    return {"queries": len(records), "graded": len(graded), **{way: figures(way) for way in ways}}
 
 
 def bootstrap(values: Tensor) -> list[float]:
@@ -1001,67 +946,132 @@ def results(records: Sequence[Record], margin: float, domain: str | None) -> dic
         return {name: summarize(parts[name], margin) for name in names}
 
     by_domain = split(records, lambda q: q.domain)
-    utilities = [figures["accuracy"] for figures in by_domain.values()]
+    graded = [figures for figures in by_domain.values() if figures["graded"]]
     return {
         "domain": domain or "all",
         **summarize(head, margin),
-        "mean_utility": sum(utilities) / len(utilities),  # Eq. 3, U being the reward
+        "mean_utility": {  # Eq. 3, U being the reward
+            way: sum(figures[way]["pass@1"] for figures in graded) / len(graded)
+            for way in (records[0].responses if graded else ())
+        },
         "by_level": split(head, lambda q: q.level),
         "by_domain": by_domain,
     }
 
 
-def results_table(rows: dict[str, dict[str, float]]) -> str:
-    """One line per named row of figures."""
-    lines = [f"{'':24}{'accuracy':>10}{'think ratio':>13}{'mean tokens':>13}{'H_acc':>8}"]
+COLUMNS = ("pass@1", "95%", "think", "tokens", "if think", "if not", "H_acc", "cut", "malformed")
+
+
+def results_table(rows: dict[str, dict[str, Any]]) -> str:
+    """One line of figures per name: pass@1, half of its 95% interval, think ratio, mean tokens of
+    all responses and of those in each mode, H_acc, and the shares that reached the length limit
+    and that were malformed."""
+    lines = [f"{'':20}" + "".join(f"{column:>10}" for column in COLUMNS)]
     for name, f in rows.items():
-        line = f"{name:24}{f['accuracy']:10.3f}{f['think_ratio']:13.3f}{f['mean_tokens']:13.1f}"
-        lines.append(line + f"{f['hybrid_accuracy']:8.3f}")
+        low, high = f["pass@1_interval"] or (0, 0)
+        cells = [
+            shown(f["pass@1"], 3),
+            f"±{(high - low) / 2:.3f}",
+            shown(f["think_ratio"], 3),
+            *(shown(f[key], 1) for key in ("mean_tokens", "think_tokens", "no_think_tokens")),
+            *(shown(f[key], 3) for key in ("hybrid_accuracy", "clipped_ratio", "malformed_ratio")),
+        ]
+        lines.append(f"{name:20}" + "".join(f"{cell:>10}" for cell in cells))
     return "\n".join(lines)
 
 
-def level_bars(name: str, result: dict[str, Any]) -> str:
+def shown(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def level_bars(name: str, result: dict[str, Any], way: str = "auto") -> str:
     """Think ratio by level, as bars."""
     lines = [f"think ratio by level, {name}"]
-    for level, f in result["by_level"].items():
-        bar = "█" * round(20 * f["think_ratio"])
-        lines.append(f"  level {level} {bar:░<20} {f['think_ratio']:.2f}")
+    for level, figures in result["by_level"].items():
+        ratio = figures[way]["think_ratio"]
+        lines.append(f"  level {level} {'█' * round(20 * ratio):░<20} {ratio:.2f}")
     return "\n".join(lines)
 
 
-def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Every response with its judgement, one query a line."""
-    lines = [json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in records]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+def export(kind: str, records: Sequence[Record], way: str, model: str, folder: Path) -> None:
+    """Write the first answer to each query, without its reasoning, for another evaluator."""
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        query, answer = record.query, parse_response(record.responses[way][0].text).answer
+        if kind == "alpaca_eval":
+            row = {"instruction": query.prompt[-1]["content"], "output": answer}
+            rows.append({**row, "generator": model, "dataset": query.dataset})
+        elif kind == "evalplus":
+            rows.append({"task_id": query.id, "solution": extract_code(answer)})
+        else:
+            messages = [*query.prompt, {"role": "assistant", "content": {"answer": answer}}]
+            row = {"uid": query.id, "ans_id": f"{mix_seed(0, query.id, answer):016x}"}
+            row |= {"model": model, "messages": messages, "tstamp": time.time(), "metadata": {}}
+            rows.append(row)
+    if kind == "alpaca_eval":
+        write_json(folder / "alpaca_eval.json", rows)
+    else:
+        write_lines(folder / f"{kind}.jsonl", rows)
+
+
+def write_lines(path: Path, rows: Iterable[Any], mode: str = "w") -> None:
+    """Each row as a line of JSON."""
+    with open(path, mode, encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def route(queries: Sequence[Query], classifier: str | None) -> list[str]:
+    """The mode of each query by a classifier (none: rules): the training-free baseline."""
+    texts = [query.prompt[-1]["content"] for query in queries]
+    scores = classify.load(classifier).predict(texts)
+    return [MODES[THINK if score >= classify.THRESHOLD else NO_THINK] for score in scores]
 
 
 def run_eval(settings: EvalSettings) -> None:
     """The `eval` command."""
     runtime = start(settings.bf16)
     queries = read_queries(settings.dataset_name)
-    reward_model = load_reward_model(settings, queries, runtime)
+    asked = settings.modes.split(",")
+    if unknown := set(asked) - {*MODES, "auto", "router"}:
+        raise InputError(f"--modes {min(unknown)}: expected {', '.join(MODES)}, auto or router")
+    routed = [""] * len(queries)
+    if "router" in asked:
+        routed = route(queries, settings.classifier_name_or_path)
+    # The router's answers are those of the forced mode that it picks.
+    ways = [sorted({mode if way == "router" else way for way in asked}) for mode in routed]
+    reward_model = None  # queries without a definite answer need not be judged here
+    if folder := settings.reward_model_name_or_path:
+        batch_size = settings.reward_batch_size
+        reward_model = load_reward_model(folder, batch_size, queries, runtime.device)
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
-    folder = Path(settings.output_dir) if settings.output_dir else None
-    announce("Evaluation", settings, {"queries": len(queries)}, folder)
+    kept = Kept(settings, queries, runtime) if settings.output_dir else None
+    announce("Evaluation", settings, {"queries": len(queries)}, kept and kept.folder)
     records = evaluate(
-        model, tokenizer, queries, settings, runtime, "evaluation", settings.seed, reward_model
-    )
+        model, tokenizer, queries, settings, runtime, "evaluation", settings.seed, reward_model,
+        ways, kept,
+    )  # fmt: skip
+    for record, mode in zip(records, routed):
+        responses = {**record.responses, "router": record.responses.get(mode, [])}
+        record.responses = {way: responses[way] for way in asked}
     result = results(records, settings.hacc_margin, settings.eval_domain)
     if runtime.rank > 0:
         return
-    rows = {"forced think": result["think"], "forced no-think": result["no_think"], "free": result}
+    rows = {way: result[way] for way in asked}
     if len(result["by_domain"]) > 1:
-        rows |= {f"free, {name}": figures for name, figures in result["by_domain"].items()}
+        by_domain = result["by_domain"].items()
+        rows |= {f"{way}, {name}": its[way] for way in asked for name, its in by_domain}
     print(f"\n{len(records)} queries, headline domain: {result['domain']}")
     print(results_table(rows))
-    for name in ("accuracy", "hybrid_accuracy"):
-        low, high = result[f"{name}_interval"]
-        print(f"free {name}: {result[name]:.3f}, 95% interval {low:.3f} to {high:.3f}")
     if result["by_level"]:
-        print(level_bars("free", result))
-    if folder:
-        write_json(folder / "eval.json", result)
-        write_records(folder / "responses.jsonl", records)
+        print(level_bars(asked[-1], result, asked[-1]))
+    if kept:
+        write_json(kept.folder / "eval.json", result)
+        write_lines(kept.folder / "responses.jsonl", map(dataclasses.asdict, records))
+        if settings.export != "none":
+            name = Path(settings.model_name_or_path).resolve().name
+            export(settings.export, records, asked[-1], name, kept.folder)
+        kept.remove()
 
 
 # ---------------------------------------------------------------------------------- memory on a GPU

@@ -75,6 +75,8 @@ class Query:
     level: str
     domain: str
     tests: str = ""  # that a program must pass, if the answer is one
+    id: str = ""  # as the row has it
+    dataset: str = ""  # the part of its set that the row is from, if it names one
 
     @property
     def definite(self) -> bool:
@@ -182,7 +184,9 @@ def read_queries(path: str | Path) -> list[Query]:
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
         name = Path(where.rpartition(":")[0]).name.partition(".")[0]
-        queries.append(Query(prompt, answers, level, domain or source or name, tests))
+        number, dataset = (str(row.get(key) or "") for key in ("id", "dataset"))
+        domain = domain or source or name
+        queries.append(Query(prompt, answers, level, domain, tests, number, dataset))
     return queries
 
 

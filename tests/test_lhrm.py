@@ -1,80 +1,28 @@
 """lhrm.py: rewards, Hybrid Accuracy, scoring, batches, and Hybrid Fine-Tuning."""
 
 import dataclasses
-import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, needs_sandbox, run, tiny_model
+from conftest import TINY, run, tiny_model
 
 import lhrm
-from data.rows import Query, read_queries
+from data.judge import NEITHER, Judged
+from data.rows import Query
 from lhrm import (
     batch_indices,
     best_modes,
     hft_loss,
     hybrid_accuracy,
-    judge,
     micro_batch_size,
     micro_batches,
     scheduled_rate,
     score_responses,
 )
 from model import Block, Config, InputError, KVCache, rotary_angles
-from sample import Completion, generate
-
-# ----------------------------------------------------------------------------------- rewards, Eq. 7
-
-
-def completion(tokenizer, text, finished=True):
-    ids = tokenizer.encode(text) + tokenizer.eos_ids[:1] * finished
-    return Completion(ids, [0.0] * len(ids), finished)
-
-
-@needs_sandbox
-def test_eq7_a_program_is_right_if_it_passes_its_tests(tmp_path, monkeypatch):
-    row = {"prompt": "Add one.", "tests": ["assert f(1) == LAST", "assert f(5) == 6"]}
-    humaneval = {"prompt": "Add one.", "tests": "def check(f):\n    assert f(1) == 2"}
-    rows = [row | {"test_setup_code": "LAST = 2", "answer": "def f"}, humaneval]
-    rows[1]["entry_point"] = "f"
-    path = tmp_path / "code.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    queries = read_queries(path)
-    assert all(query.answers == [] for query in queries)
-    plain = SimpleNamespace(decode=lambda text: text)
-    texts = [f"<no_think>```python\ndef f(x): return x + {n}\n```</no_think>" for n in (1, 2)]
-    for query in queries:
-        cases = [(query, Completion(text + "$", [], True)) for text in texts]
-        assert [judged.reward for judged in lhrm.judge_all(cases, plain)] == [1.0, 0.0]
-
-
-def test_eq7_reward_is_for_a_right_answer_in_a_whole_response(tokenizer):
-    query = Query([{"role": "user", "content": "7+5="}], ["12", "twelve"], "1", "maths")
-
-    def reward(text, finished=True):
-        return judge(query, completion(tokenizer, text, finished), tokenizer).reward
-
-    assert reward("<think>7+5=12</think>12") == reward("<no_think>12</no_think>") == 1
-    assert reward("<no_think>13</no_think>") == 0
-    assert reward("<no_think>1 2</no_think>") == 0
-    assert reward("12") == 0
-
-
-def test_a_response_cut_at_the_limit_is_malformed_and_earns_nothing(tokenizer):
-    query = Query([], ["12"], "1", "maths")
-    cut = judge(query, completion(tokenizer, "<think>7+5=12</think>12", False), tokenizer)
-    assert (cut.reward, cut.well_formed, cut.finished, cut.length) == (0, False, False, 8)
-
-
-def test_thinking_inside_no_think_earns_nothing_and_is_counted_as_a_leak(tokenizer):
-    query = Query([], ["12"], "1", "maths")
-    text = "<no_think><think>7+5=12</think>12</no_think>"
-    leak = judge(query, completion(tokenizer, text), tokenizer)
-    assert (leak.mode, leak.reward, leak.leaked) == (lhrm.NO_THINK, 0, True)
-    assert not judge(query, completion(tokenizer, "<no_think>12</no_think>"), tokenizer).leaked
-
+from sample import generate
 
 # ----------------------------------------------------------------------- Hybrid Accuracy, Eq. 2, 13
 
@@ -242,7 +190,7 @@ def test_the_schedule_warms_up_then_decays_or_stays():
 
 
 def judged(mode, reward, length=4):
-    return lhrm.Judged(mode, reward, length, True, mode != lhrm.NEITHER, False, "")
+    return Judged(mode, reward, length, True, mode != NEITHER, False, "")
 
 
 def record(domain, level, think, no_think, free):
@@ -252,7 +200,7 @@ def record(domain, level, think, no_think, free):
         {
             "think": [judged(0, reward, 9) for reward in think],
             "no_think": [judged(1, reward, 3) for reward in no_think],
-            "free": [judged(mode, reward, 9 if mode == 0 else 3) for mode, reward in free],
+            "auto": [judged(mode, reward, 9 if mode == 0 else 3) for mode, reward in free],
         },
     )
 
@@ -276,10 +224,10 @@ def test_a_bootstrap_interval_is_about_two_standard_errors_of_the_queries_wide()
 
 def test_eq3_accuracy_is_the_mean_reward_of_the_chosen_mode_by_domain():
     result = lhrm.results(RECORDS, margin=0.05, domain=None)
-    assert result["accuracy"] == pytest.approx(5 / 6)
-    assert result["mean_utility"] == pytest.approx((3 / 4 + 1) / 2)
-    assert result["by_domain"]["maths"]["accuracy"] == pytest.approx(3 / 4)
-    assert result["by_domain"]["code"]["accuracy"] == 1
+    assert result["auto"]["pass@1"] == pytest.approx(5 / 6)
+    assert result["mean_utility"]["auto"] == pytest.approx((3 / 4 + 1) / 2)
+    assert result["by_domain"]["maths"]["auto"]["pass@1"] == pytest.approx(3 / 4)
+    assert result["by_domain"]["code"]["auto"]["pass@1"] == 1
 
 
 def test_levels_are_in_the_order_of_their_numbers():
@@ -291,15 +239,17 @@ def test_levels_are_in_the_order_of_their_numbers():
 def test_results_of_a_domain_by_level_with_both_forced_modes():
     result = lhrm.results(RECORDS, margin=0.05, domain="maths")
     assert result["domain"] == "maths" and result["queries"] == 2
-    assert result["think_ratio"] == pytest.approx(2 / 4)
-    assert result["mean_tokens"] == pytest.approx((3 + 9 + 9 + 3) / 4)
-    assert result["hybrid_accuracy"] == pytest.approx((1 + 0 + 1 + 0) / 4)
-    assert result["malformed_ratio"] == pytest.approx(1 / 4)
-    assert (result["think"]["accuracy"], result["no_think"]["accuracy"]) == (1, 0.5)
+    auto = result["auto"]
+    assert auto["think_ratio"] == pytest.approx(2 / 4)
+    assert auto["mean_tokens"] == pytest.approx((3 + 9 + 9 + 3) / 4)
+    assert (auto["think_tokens"], auto["no_think_tokens"]) == (9, 3)
+    assert auto["hybrid_accuracy"] == pytest.approx((1 + 0 + 1 + 0) / 4)
+    assert auto["malformed_ratio"] == pytest.approx(1 / 4)
+    assert (result["think"]["pass@1"], result["no_think"]["pass@1"]) == (1, 0.5)
     assert (result["think"]["hybrid_accuracy"], result["no_think"]["mean_tokens"]) == (0.5, 3)
     assert list(result["by_level"]) == ["1", "2"]
     level_2 = result["by_level"]["2"]
-    assert (level_2["think_accuracy"], level_2["no_think_accuracy"]) == (1, 0)
+    assert (level_2["think"]["pass@1"], level_2["no_think"]["pass@1"]) == (1, 0)
     with pytest.raises(InputError, match="'law'"):
         lhrm.results(RECORDS, margin=0.05, domain="law")
 

@@ -10,6 +10,7 @@ from conftest import ROOT
 import hgpo
 import lhrm
 import sample
+from data.judge import Judged
 from model import Config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +34,7 @@ def test_every_function_and_test_in_the_equation_table_exists():
             assert name in ("Eq. 17–19", "Eq. 20–21") and tests == "–"
             continue
         for function in re.findall(r"`([^`]+)`", code):
-            module, attribute = function.split(".")
+            module, attribute = function.rsplit(".", 1)
             assert callable(getattr(importlib.import_module(module), attribute)), function
         named = re.findall(r"`([^`]+)`", tests)
         assert named and all(f"def {test}(" in TESTS for test in named), named
@@ -64,7 +65,7 @@ def test_the_symbol_tables_figures_are_the_defaults():
 
 
 def test_every_logged_name_is_explained():
-    groups = [([lhrm.Judged(0, 1.0, 3, True, True, False, "")] * 2, [-1.0, -1.0])]
+    groups = [([Judged(0, 1.0, 3, True, True, False, "")] * 2, [-1.0, -1.0])]
     metrics = hgpo.step_metrics(groups, [1.0] * len(hgpo.TOTALS), True)
     text = README[README.index("## Reading the logs") :]
     for name in re.findall(r"`([\w/]*)\{([\w,]+)\}([\w/]*)`", text):

@@ -1,4 +1,4 @@
-"""Rewards where a query has no definite answer (Eq. 7): the reward model, and what it is shown."""
+"""data/judge.py: rewards (Eq. 7) by rule, and by a reward model with what it is shown."""
 
 import dataclasses
 import json
@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import tokenizers
 import torch
-from conftest import tiny_model
+from conftest import needs_sandbox, tiny_model
 from test_training import TIMINGS, few_rows, hft_settings, hgpo_settings, log_of, weights
 
 import hgpo
 import lhrm
+from data.judge import NO_THINK, Judged, RewardModel, judge, judge_all, load_reward_model
 from data.rows import Query, read_queries
-from lhrm import RewardModel, judge_all
 from model import ChatFormat, InputError, Tokenizer, Transformer
 from sample import Completion
 
@@ -64,6 +64,57 @@ def reward_folder(folder, model_type="llama", template=TULU, spread=8.0, **chang
 
 def reward_model(folder, batch_size=4, **changes):
     return RewardModel(reward_folder(folder, **changes), batch_size, torch.device("cpu"))
+
+
+# ------------------------------------------------------------------------------------------ by rule
+
+
+def sampled(tokenizer, text, finished=True):
+    ids = tokenizer.encode(text) + tokenizer.eos_ids[:1] * finished
+    return Completion(ids, [0.0] * len(ids), finished)
+
+
+@needs_sandbox
+def test_eq7_a_program_is_right_if_it_passes_its_tests(tmp_path, monkeypatch):
+    row = {"prompt": "Add one.", "tests": ["assert f(1) == LAST", "assert f(5) == 6"]}
+    humaneval = {"prompt": "Add one.", "tests": "def check(f):\n    assert f(1) == 2"}
+    rows = [row | {"test_setup_code": "LAST = 2", "answer": "def f"}, humaneval]
+    rows[1]["entry_point"] = "f"
+    path = tmp_path / "code.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    queries = read_queries(path)
+    assert all(query.answers == [] for query in queries)
+    plain = SimpleNamespace(decode=lambda text: text)
+    texts = [f"<no_think>```python\ndef f(x): return x + {n}\n```</no_think>" for n in (1, 2)]
+    for query in queries:
+        cases = [(query, Completion(text + "$", [], True)) for text in texts]
+        assert [judged.reward for judged in judge_all(cases, plain)] == [1.0, 0.0]
+
+
+def test_eq7_reward_is_for_a_right_answer_in_a_whole_response(tokenizer):
+    query = Query([{"role": "user", "content": "7+5="}], ["12", "twelve"], "1", "maths")
+
+    def reward(text, finished=True):
+        return judge(query, sampled(tokenizer, text, finished), tokenizer).reward
+
+    assert reward("<think>7+5=12</think>12") == reward("<no_think>12</no_think>") == 1
+    assert reward("<no_think>13</no_think>") == 0
+    assert reward("<no_think>1 2</no_think>") == 0
+    assert reward("12") == 0
+
+
+def test_a_response_cut_at_the_limit_is_malformed_and_earns_nothing(tokenizer):
+    query = Query([], ["12"], "1", "maths")
+    cut = judge(query, sampled(tokenizer, "<think>7+5=12</think>12", False), tokenizer)
+    assert (cut.reward, cut.well_formed, cut.finished, cut.length) == (0, False, False, 8)
+
+
+def test_thinking_inside_no_think_earns_nothing_and_is_counted_as_a_leak(tokenizer):
+    query = Query([], ["12"], "1", "maths")
+    text = "<no_think><think>7+5=12</think>12</no_think>"
+    leak = judge(query, sampled(tokenizer, text), tokenizer)
+    assert (leak.mode, leak.reward, leak.leaked) == (NO_THINK, 0, True)
+    assert not judge(query, sampled(tokenizer, "<no_think>12</no_think>"), tokenizer).leaked
 
 
 # -------------------------------------------------------------------------------------- chat format
@@ -251,7 +302,7 @@ def test_accuracy_is_over_the_queries_with_a_definite_answer_and_absent_without_
     def group(definite, rewards):
         modes = [0, 0, 1, 1]
         judged = [
-            lhrm.Judged(mode, reward, 3, True, True, False, "", definite)
+            Judged(mode, reward, 3, True, True, False, "", definite)
             for mode, reward in zip(modes, rewards)
         ]
         return judged, [-1.0] * 4
@@ -355,14 +406,14 @@ def test_an_evaluation_judges_each_query_in_its_own_way(polite, tmp_path):
     lines = (tmp_path / "responses.jsonl").read_text().splitlines()
     rewards = {True: set(), False: set()}
     for record in map(json.loads, lines):
-        for judged in record["responses"]["free"]:
+        for judged in record["responses"]["auto"]:
             assert judged["definite"] == bool(record["query"]["answers"])
             rewards[judged["definite"]].add(judged["reward"])
     assert rewards[True] <= {0, 1}
     assert any(0 < reward < 1 for reward in rewards[False])
 
 
-@pytest.mark.parametrize("command", ["hgpo", "hgpo, held out", "eval"])
+@pytest.mark.parametrize("command", ["hgpo", "hgpo, held out"])
 def test_queries_with_nothing_to_judge_them_by_are_refused_before_any_model_is_loaded(
     command, polite, lab_folder, tmp_path, monkeypatch
 ):
@@ -372,13 +423,9 @@ def test_queries_with_nothing_to_judge_them_by_are_refused_before_any_model_is_l
         rl = lab_folder / "data" / "rl.jsonl"
         asked |= {"dataset_name": str(rl), "eval_dataset_name": str(polite.rows)}
     with pytest.raises(InputError, match=r"9 of \d+ queries .*first 'hello ada': give --reward_mo"):
-        if command == "eval":
-            lhrm.run_eval(lhrm.EvalSettings(dataset_name=str(polite.rows), bf16=False))
-        else:
-            hgpo.run(polite_settings(polite, lab_folder, tmp_path, **asked))
+        hgpo.run(polite_settings(polite, lab_folder, tmp_path, **asked))
 
 
 def test_no_reward_model_is_loaded_that_no_query_needs(lab_folder):
     queries = read_queries(lab_folder / "data" / "rl.jsonl")
-    settings = lhrm.EvalSettings(reward_model_name_or_path="/none")
-    assert lhrm.load_reward_model(settings, queries, lhrm.start(False)) is None
+    assert load_reward_model("/none", 1, queries, torch.device("cpu")) is None

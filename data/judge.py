@@ -1,0 +1,188 @@
+"""r(o) of Eq. 7: what a sampled response is worth, by rule or by a reward model."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from data.rows import Query, parse_response
+from data.verify_code import extract_code, run_tests
+from data.verify_math import is_correct
+from model import Config, InputError, Tokenizer, Transformer
+from sample import MODES, Completion, Messages, response_text
+
+THINK, NO_THINK, NEITHER = 0, 1, -1  # modes as numbers, by the tag that opens a response
+
+
+def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
+    """`is_correct` by the package math-verify, which the paper's evaluation tool uses.
+
+    It is looser, and limits its time by a signal: for the main thread only.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise InputError("--verifier math_verify needs it: pip install math-verify") from None
+    return verify(parse(f"${gold}$"), parse(prediction))
+
+
+VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}  # of maths answers
+
+
+@dataclass
+class Judged:
+    """A sampled response with its reward."""
+
+    mode: int  # THINK, NO_THINK, or NEITHER: the tag that opens it
+    reward: float | None  # Eq. 7: 0 unless well formed; by rule, 1 if right; None: not judged
+    length: int  # in generated tokens
+    finished: bool
+    well_formed: bool
+    leaked: bool  # a think tag inside a no-think response
+    text: str
+    definite: bool = True  # judged by rule; otherwise by the reward model
+
+
+def judge(
+    query: Query, completion: Completion, tokenizer: Tokenizer, verifier: str = "rule"
+) -> Judged:
+    """r(o) of Eq. 7 by rule: 0 where the query has no definite answer.
+
+    A response cut at the length limit is malformed: it has no end.
+    """
+    text = response_text(tokenizer, completion)
+    response = parse_response(text)
+    well_formed = response.well_formed and completion.finished
+    if query.tests and well_formed:
+        right, _ = run_tests(extract_code(response.answer), query.tests)
+    else:
+        same = VERIFIERS[verifier]
+        right = well_formed and any(same(response.answer, gold) for gold in query.answers)
+    return Judged(  # Eq. 7
+        mode=NEITHER if response.mode is None else MODES.index(response.mode),
+        reward=float(right),
+        length=len(completion.ids),
+        finished=completion.finished,
+        well_formed=well_formed,
+        leaked=response.mode == "no_think" and ("<think>" in text or "</think>" in text),
+        text=text,
+        definite=query.definite,
+    )
+
+
+def judge_all(
+    cases: Sequence[tuple[Query, Completion]],
+    tokenizer: Tokenizer,
+    reward_model: RewardModel | None = None,
+    verifier: str = "rule",
+) -> list[Judged]:
+    """r(o) of Eq. 7 for each response, in order: by rule where its query has a definite answer,
+    programs side by side; the others by `reward_model`, all at once.
+
+    Only an answer is shown to the reward model, never reasoning or tags, so that it judges both
+    modes alike. A malformed or unfinished response gets 0 unseen. Without a reward model the
+    rewards of these queries are None.
+    """
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+        programs = {
+            i: pool.submit(judge, query, completion, tokenizer)
+            for i, (query, completion) in enumerate(cases)
+            if query.tests
+        }
+        judged = [
+            programs[i].result() if i in programs else judge(*case, tokenizer, verifier)
+            for i, case in enumerate(cases)
+        ]
+    if reward_model is None:
+        for j in judged:
+            j.reward = j.reward if j.definite else None
+        return judged
+    places = [i for i, j in enumerate(judged) if j.well_formed and not j.definite]
+    if places:
+        answers = [parse_response(judged[i].text).answer for i in places]
+        scores = reward_model.score([cases[i][0].prompt for i in places], answers)
+        for i, reward in zip(places, scores.sigmoid().tolist()):  # Eq. 7
+            judged[i].reward = reward
+    return judged
+
+
+class RewardModel:
+    """The judge of answers to queries without a definite one (Eq. 7): a sequence classifier.
+
+    Its score is a logit without bounds. As a reward it goes through a sigmoid, to lie in (0, 1)
+    between the rewards by rule, on whose scale δ (Eq. 9) and the margin of H_acc are.
+
+    It is whole on every process: each has answers of its own to score, and the collectives of a
+    sharded model would leave a process that has fewer batches waiting. bf16 on a GPU, else fp32.
+    """
+
+    def __init__(self, folder: str | Path, batch_size: int, device: torch.device) -> None:
+        """Load a model folder; `batch_size` conversations are scored at a time."""
+        config = Config.from_pretrained(folder)
+        self.batch_size, self.device = batch_size, device
+        self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
+        unfit = {
+            "it has no score head": not config.score_head,
+            "we do not know its chat template": self.tokenizer.chat is None,
+            "it has more tokens than embeddings": len(self.tokenizer) > config.vocab_size,
+        }
+        if reasons := [reason for reason, found in unfit.items() if found]:
+            raise InputError(f"{folder} cannot be the reward model: {reasons[0]}")
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.model = Transformer.from_pretrained(folder, dtype, device).eval()
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
+        """The score of each answer to its prompt, (R,) fp64 on the CPU.
+
+        It is read at the last token that the chat template writes, where such models are trained to
+        have it. Equal conversations are scored once: rounding differs with the batch, and equal
+        answers must stay equal in Eq. 9. A conversation longer than the model's positions scores
+        −inf, reward 0, with a warning.
+        """
+        rows = []
+        for prompt, answer in zip(prompts, answers):
+            messages = [*prompt, {"role": "assistant", "content": answer}]
+            rows.append(tuple(self.tokenizer.encode_chat(messages, add_generation_prompt=False)))
+        scores = dict.fromkeys(rows, -math.inf)
+        limit = self.model.config.max_position_embeddings
+        fitting = [row for row in scores if len(row) <= limit]
+        if left_out := len(scores) - len(fitting):
+            warnings.warn(f"{left_out} answers are too long for the reward model", stacklevel=2)
+        fitting.sort(key=len)
+        for start in range(0, len(fitting), self.batch_size):
+            batch = fitting[start : start + self.batch_size]
+            ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True)  # (B, T)
+            values = self.model(ids.to(self.device))[..., 0].tolist()
+            scores |= {row: value[len(row) - 1] for row, value in zip(batch, values)}
+        found = torch.tensor([scores[row] for row in rows], dtype=torch.float64)
+        if found.isnan().any():
+            raise InputError("the reward model's scores are not numbers: its weights are damaged")
+        return found
+
+
+def load_reward_model(
+    folder: str | None, batch_size: int, queries: Sequence[Query], device: torch.device
+) -> RewardModel | None:
+    """The reward model in `folder`, or None if all `queries` have a definite answer.
+
+    Raises InputError where one is needed and there is no folder.
+    """
+    indefinite = [query for query in queries if not query.definite]
+    if not indefinite:
+        return None
+    if folder is None:
+        raise InputError(
+            f"{len(indefinite)} of {len(queries)} queries have neither an answer nor tests, first "
+            f"{indefinite[0].prompt[-1]['content'][:60]!r}: give --reward_model_name_or_path"
+        )
+    return RewardModel(folder, batch_size, device)

@@ -1,0 +1,233 @@
+"""`lhrm.py eval`: ways to answer, what it writes, exports, and going on where it was stopped."""
+
+import json
+import sys
+
+import pytest
+from conftest import run
+from test_training import few_rows
+
+import lhrm
+from data import judge
+from data.judge import Judged
+from data.rows import Query
+from lhrm import EvalSettings, Record, export, results, run_eval
+from model import InputError
+
+
+@pytest.fixture
+def settings(lab_folder, tmp_path):
+    """An evaluation of the tiny model on ten of the lab's queries."""
+    return EvalSettings(
+        model_name_or_path=str(lab_folder / "base"),
+        dataset_name=str(few_rows(lab_folder, tmp_path, "test")),
+        output_dir=str(tmp_path / "out"),
+        eval_num_generations=2,
+        max_completion_length=8,
+        modes="think,no_think,auto,router",
+        bf16=False,
+    )
+
+
+def responses(folder):
+    return [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
+
+
+# ----------------------------------------------------------------------------------- ways to answer
+
+
+def test_the_router_answers_in_the_forced_mode_that_the_classifier_picks(
+    settings, tmp_path, monkeypatch
+):
+    picks = iter([0.9, 0.1, 0.5, 0.4] * 3)
+    chooser = type("Chooser", (), {"predict": lambda self, texts: [next(picks) for _ in texts]})
+    monkeypatch.setattr(lhrm.classify, "load", lambda folder: chooser())
+    run_eval(settings)
+    for i, record in enumerate(responses(tmp_path / "out")):
+        picked = record["responses"]["think" if i % 4 in (0, 2) else "no_think"]
+        assert record["responses"]["router"] == picked
+    figures = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert figures["router"]["think_ratio"] == 0.5
+    assert figures["router"]["hybrid_accuracy"] is not None
+
+
+def test_a_way_has_the_same_answers_whatever_others_are_asked_for(settings, tmp_path):
+    run_eval(settings)
+    together = responses(tmp_path / "out")
+    for way in ("think", "auto", "router"):
+        settings.modes, settings.output_dir = way, str(tmp_path / way)
+        run_eval(settings)
+        for one, all_ways in zip(responses(tmp_path / way), together):
+            texts = [[j["text"] for j in r["responses"][way]] for r in (one, all_ways)]
+            assert list(one["responses"]) == [way] and texts[0] == texts[1]
+    figures = json.loads((tmp_path / "think" / "eval.json").read_text())
+    assert figures["think"]["hybrid_accuracy"] is None and "auto" not in figures
+
+
+def test_unknown_modes_are_refused(settings):
+    settings.modes = "think,fast"
+    with pytest.raises(InputError, match="--modes fast: expected think, no_think, auto or router"):
+        run_eval(settings)
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+
+def judged(reward, text="<think>because</think>42", mode=0):
+    return Judged(mode, reward, 5, True, True, False, text, reward is not None)
+
+
+def test_queries_that_nothing_judged_count_for_tokens_but_not_for_accuracy():
+    records = [
+        Record(Query([], ["42"], "", "maths"), {"auto": [judged(1.0), judged(0.0)]}),
+        Record(Query([], [], "", "chat"), {"auto": [judged(None, mode=1)] * 2}),
+    ]
+    figures = results(records, 0.05, None)
+    assert (figures["queries"], figures["graded"]) == (2, 1)
+    assert figures["auto"]["pass@1"] == 0.5 and figures["auto"]["think_ratio"] == 0.5
+    assert figures["by_domain"]["chat"]["auto"]["pass@1"] is None
+    assert figures["mean_utility"] == {"auto": 0.5}
+    table = lhrm.results_table({"chat": figures["by_domain"]["chat"]["auto"]})
+    assert "–" in table.splitlines()[1]
+
+
+def test_a_set_without_answers_is_evaluated_without_a_reward_model(settings, tmp_path, capsys):
+    rows = [{"prompt": "hello", "id": f"q{i}"} for i in range(3)]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings.dataset_name, settings.export = str(path), "arena_hard"
+    run_eval(settings)
+    assert all(
+        j["reward"] is None
+        for record in responses(tmp_path / "out")
+        for way in record["responses"].values()
+        for j in way
+    )
+    lines = (tmp_path / "out" / "arena_hard.jsonl").read_text().splitlines()
+    assert [json.loads(line)["uid"] for line in lines] == ["q0", "q1", "q2"]
+    assert "3 queries" in capsys.readouterr().out
+
+
+def test_math_verify_judges_where_it_is_installed(settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(InputError, match="pip install math-verify"):
+        judge.is_correct_by_math_verify("1/2", "0.5")
+    monkeypatch.delitem(sys.modules, "math_verify")
+    pytest.importorskip("math_verify")
+    assert judge.is_correct_by_math_verify(r"So it is $\boxed{\frac{1}{2}}$.", "0.5")
+    assert not judge.is_correct_by_math_verify(r"$\boxed{3}$", "0.5")
+    settings.verifier = "math_verify"
+    run_eval(settings)
+    assert len(responses(tmp_path / "out")) == 10
+
+
+# ------------------------------------------------------------------------------------------ exports
+
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add one."}]
+PROGRAM = "<think>hm</think>Here:\n```python\ndef f(x): return x + 1\n```"
+EXPORTED = [
+    Record(Query(ASKED, [], "", "code", "", "Mbpp/2", "vicuna"), {"auto": [judged(None, PROGRAM)]}),
+    Record(
+        Query(ASKED, [], "", "code", "", "Mbpp/3", "vicuna"),
+        {"auto": [judged(None, "<think>never ends")]},
+    ),
+]
+
+
+def test_judges_get_the_answer_without_the_reasoning(tmp_path):
+    for kind in lhrm.EXPORTS:
+        export(kind, EXPORTED, "auto", "ours", tmp_path)
+    rows = json.loads((tmp_path / "alpaca_eval.json").read_text())
+    answer = "Here:\n```python\ndef f(x): return x + 1\n```"
+    assert rows == [
+        {"instruction": "Add one.", "output": output, "generator": "ours", "dataset": "vicuna"}
+        for output in (answer, "")
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "evalplus.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"task_id": "Mbpp/2", "solution": "def f(x): return x + 1\n"},
+        {"task_id": "Mbpp/3", "solution": ""},
+    ]
+    first, _ = map(json.loads, (tmp_path / "arena_hard.jsonl").read_text().splitlines())
+    assert set(first) == {"uid", "ans_id", "model", "messages", "tstamp", "metadata"}
+    assert (first["uid"], first["model"]) == ("Mbpp/2", "ours")
+    assert first["messages"] == [*ASKED, {"role": "assistant", "content": {"answer": answer}}]
+
+
+# ----------------------------------------------------------------------------------------- going on
+
+
+def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp_path, monkeypatch):
+    run_eval(settings)
+    out = tmp_path / "out"
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(whole) == {"settings.json", "eval.json", "responses.jsonl"}
+
+    add, added = lhrm.Kept.add, []
+
+    def stopping(self, index, record):
+        added.append(index)
+        if len(added) == 5:
+            raise KeyboardInterrupt
+        add(self, index, record)
+
+    settings.eval_batch_size = 16  # two queries
+    monkeypatch.setattr(lhrm.Kept, "add", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_eval(settings)
+    monkeypatch.setattr(lhrm.Kept, "add", add)
+    (kept,) = out.glob("unfinished-*")
+    lines = kept.read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    (out / "unfinished-7.jsonl").write_text(lines[3])  # of a process that is no more
+    kept.write_text("".join(lines[:3]) + lines[3][:40])  # cut in mid-line
+    with pytest.raises(InputError, match="holds an unfinished evaluation: go on with"):
+        run_eval(settings)
+    settings.resume_from_checkpoint = True
+    drawn = []
+    generate = lhrm.generate
+    monkeypatch.setattr(
+        lhrm, "generate", lambda *a, **k: drawn.append(len(a[1])) or generate(*a, **k)
+    )
+    run_eval(settings)
+    assert sum(drawn) == 6 * 3  # queries that were not done, times think, no_think and auto
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "settings.json"} == {
+        name: content for name, content in whole.items() if name != "settings.json"
+    }
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": 1}, "made with seed = 0, not 1"),
+        ({"eval_temperature": 1.0}, "made with eval_temperature"),
+        ({"modes": "auto"}, "made with modes"),
+        ({}, "other queries"),
+    ],
+)
+def test_an_evaluation_goes_on_only_as_it_began(change, message, settings, tmp_path):
+    run_eval(settings)
+    (first, *_) = (tmp_path / "out" / "responses.jsonl").read_text().splitlines()
+    row = {"index": 1, **json.loads(first)}
+    (tmp_path / "out" / "unfinished-0.jsonl").write_text(json.dumps(row) + "\n")
+    for name, value in {**change, "resume_from_checkpoint": True}.items():
+        setattr(settings, name, value)
+    with pytest.raises(InputError, match=message):
+        run_eval(settings)
+
+
+def test_two_processes_go_on_where_one_was(settings, tmp_path):
+    run_eval(settings)
+    out = tmp_path / "out"
+    whole = responses(out)
+    lines = [json.dumps({"index": i, **whole[i]}) + "\n" for i in (0, 3, 4)]
+    (out / "unfinished-0.jsonl").write_text("".join(lines))
+    (out / "responses.jsonl").unlink()
+    given = {
+        name: getattr(settings, name)
+        for name in ("model_name_or_path", "dataset_name", "output_dir", "eval_num_generations")
+    }
+    given |= {"max_completion_length": 8, "modes": settings.modes, "bf16": "false"}
+    command = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
+    run("lhrm.py", "eval", *command, "--resume_from_checkpoint", processes=2)
+    assert responses(out) == whole and not list(out.glob("unfinished*"))
