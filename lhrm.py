@@ -804,6 +804,8 @@ def evaluate(
     """
     done = kept.records if kept else {}
     mine = runtime.share([q for q in range(len(queries)) if q not in done])
+    prompts = {q: tokenizer.encode_chat(queries[q].prompt) for q in mine}
+    mine.sort(key=lambda q: -len(prompts[q]))  # like lengths together pad little; the worst first
     ways = ways or [(*MODES, "auto")] * len(queries)
     k = settings.eval_num_generations
     records: list[tuple[int, Record]] = []
@@ -814,7 +816,7 @@ def evaluate(
             asked = [(q, way) for q in part for way in ways[q]]
             sampled = generate(
                 model,
-                [tokenizer.encode_chat(queries[q].prompt) for q, _ in asked],
+                [prompts[q] for q, _ in asked],
                 modes=[way if way in MODES else None for _, way in asked],
                 num_generations=k,
                 max_new_tokens=settings.max_completion_length,
@@ -959,24 +961,28 @@ def results(records: Sequence[Record], margin: float, domain: str | None) -> dic
     }
 
 
-COLUMNS = ("pass@1", "95%", "think", "tokens", "if think", "if not", "H_acc", "cut", "malformed")
-
-
 def results_table(rows: dict[str, dict[str, Any]]) -> str:
-    """One line of figures per name: pass@1, half of its 95% interval, think ratio, mean tokens of
-    all responses and of those in each mode, H_acc, and the shares that reached the length limit
+    """One line of figures per name: pass@1 with half of its 95% interval, think ratio, mean tokens
+    of all responses and of those in each mode, H_acc, and the shares that reached the length limit
     and that were malformed."""
-    lines = [f"{'':20}" + "".join(f"{column:>10}" for column in COLUMNS)]
+    columns = {
+        "pass@1": 15, "think": 8, "tokens": 9, "if think": 10, "if no_think": 13, "H_acc": 8,
+        "cut": 7, "malformed": 11,
+    }  # fmt: skip
+    lines = [f"{'':20}" + "".join(f"{name:>{width}}" for name, width in columns.items())]
     for name, f in rows.items():
-        low, high = f["pass@1_interval"] or (0, 0)
+        accuracy = shown(f["pass@1"], 3)
+        if f["pass@1_interval"]:
+            low, high = f["pass@1_interval"]
+            accuracy += f" ±{(high - low) / 2:.3f}"
         cells = [
-            shown(f["pass@1"], 3),
-            f"±{(high - low) / 2:.3f}",
+            accuracy,
             shown(f["think_ratio"], 3),
             *(shown(f[key], 1) for key in ("mean_tokens", "think_tokens", "no_think_tokens")),
             *(shown(f[key], 3) for key in ("hybrid_accuracy", "clipped_ratio", "malformed_ratio")),
         ]
-        lines.append(f"{name:20}" + "".join(f"{cell:>10}" for cell in cells))
+        widths = columns.values()
+        lines.append(f"{name:20}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths)))
     return "\n".join(lines)
 
 

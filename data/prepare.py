@@ -46,7 +46,7 @@ from data.rows import (
     read_rows,
     token_writer,
 )
-from data.sources import RECIPES, Example, Skip, read_source
+from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
 from model import InputError, Tokenizer, write_json
@@ -56,7 +56,6 @@ CHUNK = 512  # examples that the classifier sees at once
 HASHES = 64  # of a MinHash signature: its estimate of a similarity of 0.9 is good to 0.04
 BANDS = 16  # of 4 hashes each; 0.9 alike share one with a probability of 1 - 5e-8
 SHINGLE = 3  # words
-DOMAINS = ("general", "maths", "code", "other")
 EDGES = [0, *(2**n for n in range(6, 16))]  # of the histogram, in tokens
 NO_IDS = itertools.repeat(None)
 
@@ -227,8 +226,8 @@ def unique(
     seen.execute("CREATE TABLE bands (key INTEGER PRIMARY KEY, id INTEGER)")
     random_bits = np.random.default_rng(0).integers(0, 2**64, (2, HASHES, 1), dtype=np.uint64)
     for number, example in enumerate(stream):
-        words = words_of(query_text(example))
-        key = hash_of("".join(words).encode())
+        words = words_of(query_text(example), signs=True)
+        key = hash_of(" ".join(words).encode())
         if not seen.execute("INSERT OR IGNORE INTO exact VALUES (?)", (key,)).rowcount:
             report.add("deduplicate", example.source, "the same query")
             continue
@@ -321,9 +320,11 @@ def query_text(example: Example) -> str:
     return prompt_text(example.prompt, "prompt")
 
 
-def words_of(text: str) -> list[str]:
-    """Words and numbers without case, spacing, accents' spelling, or punctuation: `2x` is `2 x`."""
-    return re.findall(r"[^\W\d_]+|\d+", unicodedata.normalize("NFKC", text).casefold())
+def words_of(text: str, signs: bool = False) -> list[str]:
+    """Words and numbers without case and spacing: `2x` is `2 x`. With `signs` also those that may
+    change what is asked, as in 2+3 and 2·3; never $, quotation marks and the ends of clauses."""
+    pattern = r"[^\W\d_]+|\d+" + (r"|[^\w\s$.,;:!?'\"]|_" if signs else "")
+    return re.findall(pattern, unicodedata.normalize("NFKC", text).casefold())
 
 
 def hash_of(data: bytes) -> int:

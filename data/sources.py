@@ -14,13 +14,15 @@ from typing import Any
 from data.rows import as_messages, read_rows, read_tests
 from model import InputError
 
+DOMAINS = ("general", "maths", "code", "other")
+
 
 @dataclass
 class Example:
     """One question with what its set says about it."""
 
     prompt: list[dict[str, str]]  # messages
-    domain: str  # general, maths, code, or other
+    domain: str  # of DOMAINS
     answer: str = ""  # the response that is shown; "" if the set has none
     thinking: str = ""  # the trace before it; "" if there is none
     gold: list[str] = field(default_factory=list)  # accepted final answers
@@ -257,13 +259,14 @@ def generic(row: dict[str, Any]) -> Example:
         prompt = question(row.get("prompt") or row.get("problem") or row.get("question"))
     if "</think>" in answer:
         thinking, answer = split_trace(answer)
+    domain = first(row, "domain") or "general"
     try:
         tests = read_tests(row, "row")
     except InputError as error:
         raise Skip(str(error)) from None
     return Example(
         prompt,
-        domain=first(row, "domain") or "general",
+        domain if domain in DOMAINS else "other",
         answer=answer or gold,
         thinking=thinking,
         gold=[gold] if answer and gold and not tests else [],

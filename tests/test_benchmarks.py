@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import asset
 
+import lhrm
 from data.prepare import PrepareSettings, prepare
 from data.rows import read_hft_rows, read_queries
 from data.verify_code import run_tests
@@ -103,3 +104,30 @@ def test_no_benchmark_question_gets_into_a_training_set(tmp_path):
     kept = {prompt[0]["content"]: text for _, prompt, text in read_hft_rows(tmp_path / "hft.jsonl")}
     assert len(kept) > 13900 and not kept.keys() & {*questions, *planted}
     assert not any("planted here" in text for text in kept.values())
+
+
+def test_one_run_evaluates_every_benchmark(lab_folder, tmp_path):
+    sizes = {"math500": 500, "aime24": 30, "amc23": 40, "olympiadbench_oe_maths_en": 675}
+    sizes |= {"gsm8k_test": 1319, "humaneval": 164, "mbpp_sanitized": 427, "mbppplus_v0": 399}
+    sizes |= {"alpaca_eval": 805, "arena_hard_v2": 750}
+    files = {
+        name: name + {"mbppplus_v0": ".1.0", "arena_hard_v2": ".0"}.get(name, "") for name in sizes
+    }
+    settings = lhrm.EvalSettings(
+        model_name_or_path=str(lab_folder / "base"),
+        dataset_name=",".join(str(asset(f"data/{file}.jsonl")) for file in files.values()),
+        output_dir=str(tmp_path),
+        modes="auto,router",
+        eval_num_generations=1,
+        max_completion_length=2,
+        export="evalplus",
+        bf16=False,
+    )
+    lhrm.run_eval(settings)
+    result = json.loads((tmp_path / "eval.json").read_text())
+    assert {name: its["queries"] for name, its in result["by_domain"].items()} == sizes
+    assert result["queries"] - result["graded"] == 805 + 750
+    assert set(result["by_level"]) >= {"1", "2", "3", "4", "5"}
+    assert result["auto"]["pass@1"] == 0 and result["auto"]["malformed_ratio"] == 1
+    lines = (tmp_path / "evalplus.jsonl").read_text().splitlines()
+    assert {"HumanEval/0", "Mbpp/2"} <= {json.loads(line)["task_id"] for line in lines}

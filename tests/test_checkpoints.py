@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import assert_transformers_generates_the_same, asset, run, tiny_model
 
+import lhrm
 from model import Tokenizer, Transformer
 from sample import generate
 
@@ -148,3 +149,27 @@ def test_hft_and_hgpo_train_smollm2(tmp_path):
     gaps = [m["mode/log_prob_no_think"] - m["mode/log_prob_think"] for m in log]
     assert all(step["sampler_kl"] < 0.01 for step in log) and gaps[-1] > gaps[0] + 0.05
     Transformer.from_pretrained(tmp_path / "hgpo")
+
+
+def test_smollm2_is_evaluated_on_gsm8k(tmp_path):
+    """It knows nothing of the tags, so that what a forced one opens is never closed."""
+    lines = asset("data/gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()[:20]
+    (tmp_path / "gsm8k.jsonl").write_text("\n".join(lines))
+    settings = lhrm.EvalSettings(
+        model_name_or_path=str(asset("smollm2-qwen2")),
+        dataset_name=str(tmp_path / "gsm8k.jsonl"),
+        output_dir=str(tmp_path / "out"),
+        modes="think,no_think,auto,router",
+        eval_num_generations=1,
+        max_completion_length=96,
+        bf16=False,
+    )
+    lhrm.run_eval(settings)
+    result = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert (result["queries"], result["graded"]) == (20, 20)
+    assert (result["think"]["think_ratio"], result["no_think"]["think_ratio"]) == (1, 0)
+    assert result["auto"]["malformed_ratio"] == 1 and result["auto"]["pass@1"] == 0
+    assert result["router"]["think_ratio"] > 0.5  # these questions look complex to the rules
+    for line in (tmp_path / "out" / "responses.jsonl").read_text().splitlines():
+        for text in (r[0]["text"] for r in json.loads(line)["responses"].values()):
+            assert len(set(text.split())) > 5  # words, not a token again and again

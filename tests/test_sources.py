@@ -71,6 +71,10 @@ def test_a_thinking_row_of_each_set_is_read(name):
     assert (example.domain, example.gold, example.verified) == (domain, gold, verdict)
 
 
+def test_an_unknown_domain_is_other():
+    assert RECIPES["generic"]({"prompt": "q", "answer": "a", "domain": "law"}).domain == "other"
+
+
 def test_openthoughts_metadata_names_the_domain():
     example = RECIPES["openthoughts"](METADATA)
     assert (example.thinking, example.answer, example.domain) == (*READ, "maths")
