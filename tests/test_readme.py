@@ -10,7 +10,10 @@ from conftest import ROOT
 import hgpo
 import lhrm
 import sample
+from data import classify
 from data.judge import Judged
+from data.prepare import PrepareSettings
+from data.rows import Query
 from model import Config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,10 +52,20 @@ def test_every_equation_test_names_its_equation():
 
 def test_every_option_in_the_readme_is_a_setting():
     classes = (sample.SampleSettings, lhrm.HFTSettings, lhrm.EvalSettings, hgpo.HGPOSettings)
-    classes += (lhrm.MemorySettings,)
+    classes += (lhrm.MemorySettings, PrepareSettings)
+    classes += (classify.TrainSettings, classify.EvaluateSettings)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
     others = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help", "local"}
-    assert set(re.findall(r"--(\w+)", README)) <= known | others
+    for text in (README, (ROOT / "data" / "README.md").read_text(encoding="utf-8")):
+        assert set(re.findall(r"--(\w+)", text)) <= known | others
+
+
+def test_every_figure_of_an_evaluation_is_explained():
+    judged = {way: [Judged(0, 1.0, 3, True, True, False, "")] for way in ("think", "no_think")}
+    result = lhrm.results([lhrm.Record(Query([], ["1"], "1", "maths"), judged)], 0.05, None)
+    text = README[README.index("**Evaluation.**") : README.index("**Not measured:**")]
+    for name in {*result, *result["think"]} - {"domain", "by_level", "by_domain", *judged}:
+        assert f"`{name}`" in text, name
 
 
 def test_the_symbol_tables_figures_are_the_defaults():
