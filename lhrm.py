@@ -1088,6 +1088,7 @@ class MemorySettings:
     """Memory that chat, HFT and HGPO need on each GPU, in bf16, estimated from config.json."""
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder; the weights are not read")
+    reward_model_name_or_path: str | None = setting(None, "folder of HGPO's reward model, if any")
     num_processes: int = setting(1, "GPUs", minimum=1)
     max_length: int = setting(4096, "tokens of prompt and response together", minimum=1)
     per_device_train_batch_size: int = setting(8, "rows in a micro-batch", minimum=1)
@@ -1152,6 +1153,8 @@ def block_activations(config: Config) -> int:
 def print_memory(settings: MemorySettings) -> None:
     """The `memory` command."""
     needed = memory_needed(Config.from_pretrained(settings.model_name_or_path), settings)
+    if folder := settings.reward_model_name_or_path:
+        needed["hgpo"] += 2 * count_parameters(Config.from_pretrained(folder))[0]  # whole, in bf16
     for name, size in needed.items():
         print(f"{name:5}{size / 2**30:8.1f} GiB" + ("" if name == "chat" else " on each GPU"))
 

@@ -171,5 +171,5 @@ def test_smollm2_is_evaluated_on_gsm8k(tmp_path):
     assert result["auto"]["malformed_ratio"] == 1 and result["auto"]["pass@1"] == 0
     assert result["router"]["think_ratio"] > 0.5  # these questions look complex to the rules
     for line in (tmp_path / "out" / "responses.jsonl").read_text().splitlines():
-        for text in (r[0]["text"] for r in json.loads(line)["responses"].values()):
-            assert len(set(text.split())) > 5  # words, not a token again and again
+        words = json.loads(line)["responses"]["auto"][0]["text"].split()
+        assert len(words) > 10 and len(set(words)) > len(words) / 3  # it speaks

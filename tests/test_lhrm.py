@@ -307,3 +307,16 @@ def test_the_memory_of_caches_and_of_training_state_is_what_they_take():
 def test_the_memory_command(lab_folder):
     done = run("lhrm.py", "memory", "--model_name_or_path", lab_folder / "base")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["chat", "hft", "hgpo"]
+
+
+def test_a_reward_model_is_in_hgpos_memory_whole_in_bf16(tmp_path, capsys):
+    config = Config(**{**TINY, "vocab_size": 2**20, "score_head": True})
+    config.save_pretrained(tmp_path)
+    needed = []
+    for reward_model in (None, str(tmp_path)):
+        settings = lhrm.MemorySettings(str(tmp_path), reward_model)
+        lhrm.print_memory(settings)
+        needed.append([float(line.split()[1]) for line in capsys.readouterr().out.splitlines()])
+    chat, hft, hgpo = (after - before for before, after in zip(*needed))
+    assert (chat, hft) == (0, 0)
+    assert hgpo == pytest.approx(2 * lhrm.count_parameters(config)[0] / 2**30, abs=0.1)
