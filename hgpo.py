@@ -504,6 +504,8 @@ def run(settings: HGPOSettings) -> None:
         raise InputError("give --dataset_name, a file of queries")
     queries = read_queries(settings.dataset_name)
     held_out = read_queries(settings.eval_dataset_name) if settings.eval_dataset_name else []
+    if held_out:
+        lhrm.check_domain(held_out, settings.eval_domain)
     reward_model = load_reward_model(
         settings.reward_model_name_or_path,
         settings.reward_batch_size,

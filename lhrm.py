@@ -934,11 +934,16 @@ def bootstrap(values: Tensor) -> list[float]:
     return np.quantile(means[drawn].mean(1), [0.025, 0.975]).tolist()
 
 
+def check_domain(queries: Sequence[Query], domain: str | None) -> None:
+    """Raise InputError, before anything is computed, if no query has the headline domain."""
+    domains = {query.domain: None for query in queries}
+    if domain is not None and domain not in domains:
+        raise InputError(f"--eval_domain {domain}: the queries have {', '.join(domains)}")
+
+
 def results(records: Sequence[Record], margin: float, domain: str | None) -> dict[str, Any]:
     """Headline figures of `domain` (None: of all), the same by level, and those of every domain."""
     head = [r for r in records if domain is None or r.query.domain == domain]
-    if not head:
-        raise InputError(f"no query has the domain {domain!r}")
 
     def split(records: Sequence[Record], key: Callable[[Query], str]) -> dict[str, Any]:
         parts: dict[str, list[Record]] = {}
@@ -1038,9 +1043,12 @@ def run_eval(settings: EvalSettings) -> None:
     """The `eval` command."""
     runtime = start(settings.bf16)
     queries = read_queries(settings.dataset_name)
+    check_domain(queries, settings.eval_domain)
     asked = settings.modes.split(",")
     if unknown := set(asked) - {*MODES, "auto", "router"}:
         raise InputError(f"--modes {min(unknown)}: expected {', '.join(MODES)}, auto or router")
+    if settings.export != "none" and not settings.output_dir:
+        raise InputError("--export needs --output_dir, where to write")
     routed = [""] * len(queries)
     if "router" in asked:
         routed = route(queries, settings.classifier_name_or_path)

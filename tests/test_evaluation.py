@@ -64,9 +64,21 @@ def test_a_way_has_the_same_answers_whatever_others_are_asked_for(settings, tmp_
     assert figures["think"]["hybrid_accuracy"] is None and "auto" not in figures
 
 
-def test_unknown_modes_are_refused(settings):
-    settings.modes = "think,fast"
-    with pytest.raises(InputError, match="--modes fast: expected think, no_think, auto or router"):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"modes": "think,fast"}, "--modes fast: expected think, no_think, auto or router"),
+        ({"eval_domain": "law"}, "--eval_domain law: the queries have maths"),
+        ({"export": "evalplus", "output_dir": None}, "--export needs --output_dir"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_computed(
+    change, message, settings, monkeypatch
+):
+    monkeypatch.setattr(lhrm, "load_policy", None)
+    for name, value in change.items():
+        setattr(settings, name, value)
+    with pytest.raises(InputError, match=message):
         run_eval(settings)
 
 

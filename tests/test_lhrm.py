@@ -250,8 +250,6 @@ def test_results_of_a_domain_by_level_with_both_forced_modes():
     assert list(result["by_level"]) == ["1", "2"]
     level_2 = result["by_level"]["2"]
     assert (level_2["think"]["pass@1"], level_2["no_think"]["pass@1"]) == (1, 0)
-    with pytest.raises(InputError, match="'law'"):
-        lhrm.results(RECORDS, margin=0.05, domain="law")
 
 
 # ------------------------------------------------------------------------------------------- memory
