@@ -23,7 +23,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
-from data.judge import NO_THINK, THINK, Judged, RewardModel, judge_all, load_reward_model
+from data.judge import (
+    NO_THINK,
+    THINK,
+    Judged,
+    RewardModel,
+    check_verifier,
+    judge_all,
+    load_reward_model,
+)
 from data.rows import Query, read_queries
 from lhrm import Runtime
 from model import InputError, Tokenizer, Transformer, read_json, write_json
@@ -504,6 +512,7 @@ def run(settings: HGPOSettings) -> None:
         raise InputError("give --dataset_name, a file of queries")
     queries = read_queries(settings.dataset_name)
     held_out = read_queries(settings.eval_dataset_name) if settings.eval_dataset_name else []
+    check_verifier(settings.verifier)
     if held_out:
         lhrm.check_domain(held_out, settings.eval_domain)
     reward_model = load_reward_model(

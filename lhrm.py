@@ -1,5 +1,5 @@
-"""Rewards (Eq. 7), Hybrid Fine-Tuning (Eq. 4), Hybrid Accuracy and evaluation (Eq. 2, 3, 13), and
-what both training loops share.
+"""Hybrid Fine-Tuning (Eq. 4), Hybrid Accuracy and evaluation (Eq. 2, 3, 13), and what both training
+loops share.
 
     python lhrm.py hft  --model_name_or_path DIR --dataset_name hft.jsonl
     python lhrm.py eval --model_name_or_path DIR --dataset_name test.jsonl
@@ -49,6 +49,7 @@ from data.judge import (
     VERIFIERS,
     Judged,
     RewardModel,
+    check_verifier,
     judge_all,
     load_reward_model,
 )
@@ -533,8 +534,14 @@ def drop_checkpoints(folder: Path, runtime: Runtime) -> None:
             shutil.rmtree(path)
 
 
-def announce(name: str, settings: Any, derived: dict[str, Any], folder: Path | None) -> None:
-    """Print the resolved settings of a run and the versions; keep them in settings.json."""
+def announce(
+    name: str,
+    settings: Any,
+    derived: dict[str, Any],
+    folder: Path | None,
+    file: str = "settings.json",
+) -> None:
+    """Print the resolved settings of a run and the versions; keep them in the folder's `file`."""
     if not is_main_process():
         return
     versions = {m.__name__: m.__version__ for m in (torch, tokenizers, safetensors, np)}
@@ -544,7 +551,7 @@ def announce(name: str, settings: Any, derived: dict[str, Any], folder: Path | N
         print(f"  {group}: " + ", ".join(f"{k}={v}" for k, v in entries.items()))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "settings.json", values)
+        write_json(folder / file, values)
 
 
 def progress(items: Any, description: str, **options: Any) -> tqdm:
@@ -858,14 +865,20 @@ class Kept:
             harmless = ("output_dir", "resume_from_checkpoint", "eval_batch_size", "export")
             harmless += ("reward_batch_size", "hacc_margin", "eval_domain")
             same = {k: v for k, v in dataclasses.asdict(settings).items() if k not in harmless}
-            recorded = read_json(self.folder / "settings.json").get("settings", {})
-            check_same(self.folder, recorded, same)
+            recorded = read_json(self.folder / "eval_settings.json")
+            recorded = {**recorded.get("settings", {}), **recorded.get("derived", {})}
+            check_same(self.folder, recorded, {**same, "model_files": model_files(settings)})
         self.records: dict[int, Record] = {}
         for path in files:
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # the last is cut short
-                row = json.loads(line)
-                responses = {w: [Judged(**j) for j in js] for w, js in row["responses"].items()}
-                self.records[row["index"]] = Record(Query(**row["query"]), responses)
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last is cut short
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                    ways = row["responses"].items()
+                    responses = {way: [Judged(**j) for j in judged] for way, judged in ways}
+                    self.records[row["index"]] = Record(Query(**row["query"]), responses)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise InputError(f"{path}:{number}: damaged; delete this line") from None
         if any(i >= len(queries) or r.query != queries[i] for i, r in self.records.items()):
             raise InputError(f"{self.folder} holds an unfinished evaluation of other queries")
         runtime.wait()  # nobody writes before everybody has read
@@ -880,6 +893,17 @@ class Kept:
     def remove(self) -> None:
         for path in self.folder.glob("unfinished-*.jsonl"):
             path.unlink()
+
+
+def model_files(settings: EvalSettings) -> list[list[Any]]:
+    """Name, size and time of the weights that decide an evaluation."""
+    folders = (
+        settings.model_name_or_path,
+        settings.reward_model_name_or_path,
+        settings.classifier_name_or_path,
+    )
+    paths = [path for folder in folders if folder for path in Path(folder).glob("*.safetensors")]
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)]
 
 
 def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
@@ -1044,11 +1068,14 @@ def run_eval(settings: EvalSettings) -> None:
     runtime = start(settings.bf16)
     queries = read_queries(settings.dataset_name)
     check_domain(queries, settings.eval_domain)
+    check_verifier(settings.verifier)
     asked = settings.modes.split(",")
     if unknown := set(asked) - {*MODES, "auto", "router"}:
         raise InputError(f"--modes {min(unknown)}: expected {', '.join(MODES)}, auto or router")
     if settings.export != "none" and not settings.output_dir:
         raise InputError("--export needs --output_dir, where to write")
+    if settings.export in ("evalplus", "arena_hard") and not all(q.id for q in queries):
+        raise InputError(f"--export {settings.export}: every row needs an id")
     routed = [""] * len(queries)
     if "router" in asked:
         routed = route(queries, settings.classifier_name_or_path)
@@ -1060,7 +1087,8 @@ def run_eval(settings: EvalSettings) -> None:
         reward_model = load_reward_model(folder, batch_size, queries, runtime.device)
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
     kept = Kept(settings, queries, runtime) if settings.output_dir else None
-    announce("Evaluation", settings, {"queries": len(queries)}, kept and kept.folder)
+    derived = {"queries": len(queries), "model_files": model_files(settings)}
+    announce("Evaluation", settings, derived, kept and kept.folder, "eval_settings.json")
     records = evaluate(
         model, tokenizer, queries, settings, runtime, "evaluation", settings.seed, reward_model,
         ways, kept,

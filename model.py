@@ -921,6 +921,13 @@ class Tokenizer:
         return self.encode(self.chat.render(messages, **options))
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether a checkpoint says how its prompts are written."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    return bool(settings.get("chat_template")) or (folder / "chat_template.jinja").exists()
+
+
 def read_chat_format(folder: Path, settings: dict[str, Any]) -> ChatFormat | None:
     """The format of chat_template.jinja or of tokenizer_config.json; without either, ChatML."""
     template = settings.get("chat_template")

@@ -115,7 +115,7 @@ def generate(
             raise InputError("the model's logits are not numbers: its weights are damaged")
         tokens = draw(scores, uniform[live, t], temperature, top_k, top_p)
         if t == 0:
-            tokens = torch.where(forced >= 0, forced, tokens)
+            tokens = torch.where(forced >= 0, forced, tokens)  # Eq. 5
         if on_token is not None:
             on_token(int(tokens[0]))
         ids[live, t] = tokens

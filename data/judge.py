@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data.rows import Query, parse_response
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
-from model import Config, InputError, Tokenizer, Transformer
+from model import Config, InputError, Tokenizer, Transformer, has_chat_template
 from sample import MODES, Completion, Messages, response_text
 
 THINK, NO_THINK, NEITHER = 0, 1, -1  # modes as numbers, by the tag that opens a response
@@ -33,6 +33,12 @@ def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
     except ImportError:
         raise InputError("--verifier math_verify needs it: pip install math-verify") from None
     return verify(parse(f"${gold}$"), parse(prediction))
+
+
+def check_verifier(name: str) -> None:
+    """Raise InputError if it is not installed, before anything is computed."""
+    if name == "math_verify":
+        is_correct_by_math_verify("1", "1")
 
 
 VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}  # of maths answers
@@ -55,7 +61,7 @@ class Judged:
 def judge(
     query: Query, completion: Completion, tokenizer: Tokenizer, verifier: str = "rule"
 ) -> Judged:
-    """r(o) of Eq. 7 by rule: 0 where the query has no definite answer.
+    """r(o) of Eq. 7 by rule; None where the query has no definite answer.
 
     A response cut at the length limit is malformed: it has no end.
     """
@@ -69,7 +75,7 @@ def judge(
         right = well_formed and any(same(response.answer, gold) for gold in query.answers)
     return Judged(  # Eq. 7
         mode=NEITHER if response.mode is None else MODES.index(response.mode),
-        reward=float(right),
+        reward=float(right) if query.definite else None,
         length=len(completion.ids),
         finished=completion.finished,
         well_formed=well_formed,
@@ -103,10 +109,11 @@ def judge_all(
             for i, case in enumerate(cases)
         ]
     if reward_model is None:
-        for j in judged:
-            j.reward = j.reward if j.definite else None
         return judged
-    places = [i for i, j in enumerate(judged) if j.well_formed and not j.definite]
+    open_ended = [i for i, j in enumerate(judged) if not j.definite]
+    for i in open_ended:
+        judged[i].reward = 0.0
+    places = [i for i in open_ended if judged[i].well_formed]
     if places:
         answers = [parse_response(judged[i].text).answer for i in places]
         scores = reward_model.score([cases[i][0].prompt for i in places], answers)
@@ -132,6 +139,7 @@ class RewardModel:
         self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
         unfit = {
             "it has no score head": not config.score_head,
+            "it has no chat template": not has_chat_template(Path(folder)),
             "we do not know its chat template": self.tokenizer.chat is None,
             "it has more tokens than embeddings": len(self.tokenizer) > config.vocab_size,
         }

@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -44,6 +44,7 @@ from data.rows import (
     format_response,
     parse_response,
     read_rows,
+    row_prompt,
     token_writer,
 )
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
@@ -52,12 +53,14 @@ from data.verify_math import is_correct
 from model import InputError, Tokenizer, write_json
 from sample import MODES, parse_settings, run_command, setting
 
+CJK = "぀-ヿ㐀-鿿"
+MIN_RUN = 3  # words; a shorter evaluation question is looked for as a whole prompt only
 CHUNK = 512  # examples that the classifier sees at once
 HASHES = 64  # of a MinHash signature: its estimate of a similarity of 0.9 is good to 0.04
 BANDS = 16  # of 4 hashes each; 0.9 alike share one with a probability of 1 - 5e-8
 SHINGLE = 3  # words
 EDGES = [0, *(2**n for n in range(6, 16))]  # of the histogram, in tokens
-NO_IDS = itertools.repeat(None)
+CONTROL = re.compile(r"<[|｜][\w▁]{1,40}[|｜]>")  # <|im_end|>: would be more than text
 
 
 @dataclass
@@ -76,7 +79,7 @@ class PrepareSettings:
     )
     keep_unverified: bool = setting(False, "keep traces that nothing can verify")
     near_duplicate: float = setting(
-        0.9, "similar queries (Jaccard's index); 1: equal ones", None, 0.5, 1
+        0.9, "similar queries (Jaccard's index); 1: equal ones", None, 0.7, 1
     )
     contamination_ngram: int = setting(
         8, "shared words in a row that give a question away", minimum=1
@@ -140,7 +143,9 @@ class Report:
         for mode, lengths in self.lengths.items():
             total = lengths.total()
             lines.append(f"{mode}: {total} rows, {self.tokens[mode] / total:.0f} tokens on average")
-            for low, high in zip(EDGES, [*EDGES[1:], None]):
+            filled = [i for i, low in enumerate(EDGES) if lengths[low]]
+            bins = list(zip(EDGES, [*EDGES[1:], None]))[filled[0] : filled[-1] + 1]
+            for low, high in bins:
                 bar = "█" * round(40 * lengths[low] / total)
                 lines.append(f"  {low:>6} to {high or 'more':<6} {lengths[low]:8} {bar}")
         return "\n".join(lines)
@@ -160,6 +165,9 @@ def parse(sources: list[tuple[str, str, Path]], report: Report) -> Iterator[Exam
             except Skip as skip:
                 report.add("parse", name, str(skip))
                 continue
+            except (TypeError, ValueError, KeyError, AttributeError, RecursionError, MemoryError):
+                report.add("parse", name, "not of the shape that its recipe knows")
+                continue
             example.source, example.domain = name, domain or example.domain
             yield report.keep("parse", example)
 
@@ -176,7 +184,7 @@ def verified(stream: Iterable[Example], keep_unverified: bool, report: Report) -
         else:
             if example.tests:
                 verdict, _ = run_tests(extract_code(example.answer), example.tests)
-            elif example.gold:
+            elif example.gold and not example.stated:
                 verdict = any(is_correct(example.answer, gold) for gold in example.gold)
             unknown = "" if keep_unverified else "nothing to verify it by"
             reason = unknown if verdict is None else "" if verdict else "wrong answer"
@@ -193,7 +201,9 @@ def simple_or_thought(
     stream = iter(stream)
     while chunk := list(itertools.islice(stream, CHUNK)):
         untraced = [example for example in chunk if not example.thinking]
-        complexity = iter(classifier.predict([query_text(example) for example in untraced]))
+        complexity = iter(
+            classifier.predict([question_text(example.prompt) for example in untraced])
+        )
         for example in chunk:
             if not example.thinking and next(complexity) >= threshold:
                 report.add("classify", example.source, "complex, without a trace")
@@ -209,6 +219,8 @@ def wrapped(stream: Iterable[Example], report: Report) -> Iterator[Example]:
             report.add("wrap", example.source, "a tag inside the response")
         elif any(tag in text for tag in Tokenizer.TAGS):
             report.add("wrap", example.source, "a tag inside the prompt")
+        elif CONTROL.search(text + completion(example)):
+            report.add("wrap", example.source, "a control token")
         else:
             yield report.keep("wrap", example)
 
@@ -219,33 +231,39 @@ def unique(
     """The first of equal queries, and of queries that are nearly the same (MinHash).
 
     Two queries are compared if they agree in one of 16 bands of their signatures, with the first
-    query that had this band.
+    query that had this band. They are nearly the same if their words are, while their numbers and
+    the signs between them are equal: another number makes another exercise.
     """
     seen.execute("CREATE TABLE exact (key INTEGER PRIMARY KEY)")
-    seen.execute("CREATE TABLE signatures (id INTEGER PRIMARY KEY, signature BLOB)")
+    seen.execute("CREATE TABLE signatures (id INTEGER PRIMARY KEY, sums INTEGER, signature BLOB)")
     seen.execute("CREATE TABLE bands (key INTEGER PRIMARY KEY, id INTEGER)")
     random_bits = np.random.default_rng(0).integers(0, 2**64, (2, HASHES, 1), dtype=np.uint64)
     for number, example in enumerate(stream):
-        words = words_of(query_text(example), signs=True)
-        key = hash_of(" ".join(words).encode())
-        if not seen.execute("INSERT OR IGNORE INTO exact VALUES (?)", (key,)).rowcount:
+        # All of a conversation: the same last question may ask for something else.
+        said = [(message["role"], message["content"]) for message in example.prompt]
+        words = [word for role, text in said for word in (role, *words_and_signs(text))]
+        if not seen.execute(
+            "INSERT OR IGNORE INTO exact VALUES (?)", (hash_of(" ".join(words).encode()),)
+        ).rowcount:
             report.add("deduplicate", example.source, "the same query")
             continue
         if similarity < 1:
             signature = minhash(words, random_bits)
+            sums = hash_of(" ".join(w for w in words if not w.isalpha()).encode())
             bands = [
                 hash_of(bytes([i]) + band.tobytes())
                 for i, band in enumerate(np.split(signature, BANDS))
             ]
             found = seen.execute(
                 "SELECT DISTINCT signature FROM bands JOIN signatures USING (id) "
-                f"WHERE key IN ({','.join('?' * BANDS)})", bands,
+                f"WHERE sums = ? AND key IN ({','.join('?' * BANDS)})", [sums, *bands],
             )  # fmt: skip
             others = [np.frombuffer(other, np.uint32) for (other,) in found]
             if any((signature == other).mean() >= similarity for other in others):
                 report.add("deduplicate", example.source, "nearly the same query")
                 continue
-            seen.execute("INSERT INTO signatures VALUES (?, ?)", (number, signature.tobytes()))
+            row = (number, sums, signature.tobytes())
+            seen.execute("INSERT INTO signatures VALUES (?, ?, ?)", row)
             seen.executemany(
                 "INSERT OR IGNORE INTO bands VALUES (?, ?)", [(b, number) for b in bands]
             )
@@ -258,36 +276,46 @@ def minhash(words: list[str], random_bits: np.ndarray) -> np.ndarray:
     count = max(1, len(words) - SHINGLE + 1)
     shingles = {" ".join(words[i : i + SHINGLE]) for i in range(count)}
     hashes = np.array([zlib.crc32(shingle.encode()) for shingle in shingles], dtype=np.uint64)
-    multiplier, offset = random_bits
-    return (
-        ((hashes * (multiplier | np.uint64(1)) + offset) >> np.uint64(32)).min(1).astype(np.uint32)
-    )
+    multiplier, offset = random_bits[0] | np.uint64(1), random_bits[1]
+    least = [
+        ((part * multiplier + offset) >> np.uint64(32)).min(1)
+        for part in np.array_split(hashes, len(hashes) // 4096 + 1)  # a query may be a book
+    ]
+    return np.min(least, axis=0).astype(np.uint32)
 
 
 class Evaluation:
-    """The questions of the evaluation sets, as whole texts and as n-grams of words."""
+    """The questions of the evaluation sets: as whole texts, as n-grams of words, and, of those
+    shorter than that, as all of their words in a row."""
 
     def __init__(self, paths: list[str], ngram: int) -> None:
         self.ngram = ngram
-        self.texts, self.ngrams = set[str](), set[str]()
+        self.texts: set[str] = set()
+        self.runs: dict[int, set[str]] = {ngram: set()}  # by their number of words
         for path in paths:
             for where, row in read_rows(path):
-                words = words_of(prompt_text(row.get("prompt", row.get("problem")), where))
+                words = words_of(prompt_text(row_prompt(row, where)))
                 self.texts.add("".join(words))
-                self.ngrams.update(self.split(words))
-
-    def split(self, words: list[str]) -> Iterator[str]:
-        n = self.ngram
-        return (" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
+                length = min(ngram, len(words))
+                if length >= MIN_RUN:
+                    self.runs.setdefault(length, set()).update(runs(words, length))
 
     def contains(self, text: str) -> str:
         """Why this text gives one of the questions away, or ""."""
         words = words_of(text)
         if "".join(words) in self.texts:
             return "an evaluation question"
-        if not self.ngrams.isdisjoint(self.split(words)):
-            return f"{self.ngram} words in a row of an evaluation question"
+        for length, known in self.runs.items():
+            if not known.isdisjoint(runs(words, length)):
+                if length < self.ngram:
+                    return "a short evaluation question inside"
+                return f"{length} words in a row of an evaluation question"
         return ""
+
+
+def runs(words: list[str], length: int) -> Iterator[str]:
+    """Every `length` words in a row."""
+    return (" ".join(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
 def decontaminated(
@@ -295,7 +323,7 @@ def decontaminated(
 ) -> Iterator[Example]:
     """Examples that share no question with the evaluation sets."""
     for example in stream:
-        reason = evaluation.contains(query_text(example))
+        reason = evaluation.contains(prompt_text(example.prompt))
         if reason:
             report.add("decontaminate", example.source, reason)
         else:
@@ -305,26 +333,38 @@ def decontaminated(
 # -------------------------------------------------------------------------------------------- texts
 
 
-def prompt_text(prompt: Any, where: str) -> str:
-    """What the user says in a prompt: a text, or messages."""
-    if isinstance(prompt, list):
-        prompt = "\n".join(
-            str(m.get("content")) for m in prompt if isinstance(m, dict) and m.get("role") == "user"
-        )
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{where}: expected a prompt")
-    return prompt
+def prompt_text(prompt: list[dict[str, str]]) -> str:
+    """What a prompt says but for earlier answers."""
+    return "\n".join(m["content"] for m in prompt if m["role"] != "assistant")
 
 
-def query_text(example: Example) -> str:
-    return prompt_text(example.prompt, "prompt")
+def question_text(prompt: list[dict[str, str]]) -> str:
+    """What the user asks."""
+    return "\n".join(m["content"] for m in prompt if m["role"] == "user")
 
 
-def words_of(text: str, signs: bool = False) -> list[str]:
-    """Words and numbers without case and spacing: `2x` is `2 x`. With `signs` also those that may
-    change what is asked, as in 2+3 and 2·3; never $, quotation marks and the ends of clauses."""
-    pattern = r"[^\W\d_]+|\d+" + (r"|[^\w\s$.,;:!?'\"]|_" if signs else "")
-    return re.findall(pattern, unicodedata.normalize("NFKC", text).casefold())
+def plain(text: str) -> str:
+    """Without case, invisible characters, and other ways to write the same in Unicode or LaTeX."""
+    text = re.sub(r"\\(left|right)\b", "", text)
+    text = re.sub(r"\\[dt]frac\b", r"\\frac", text)
+    if not text.isascii():
+        text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def words_of(text: str) -> list[str]:
+    """Words and numbers, `2x` being `2 x`, and every Chinese or Japanese character. Signs, which
+    are easily changed, do not hide an evaluation question."""
+    return re.findall(rf"[{CJK}]|[^\W\d_{CJK}]+|\d+", plain(text))
+
+
+def words_and_signs(text: str) -> list[str]:
+    """Likewise, with the signs that may change what is asked, as in 2+3 and 2·3, f'(2) and f(2), 5!
+    and 5. Not those that end a clause or a word, or quote something, nor $."""
+    text = re.sub(r"[⁰¹²³⁴-⁹]+", lambda m: "^" + m[0], text)  # which NFKC makes digits
+    ends = r"[$\"]|[.,;:?](?!\S)|(?<!\S)'|(?<=[^\W\d_][^\W\d_])[!']+(?!\S)"
+    text = re.sub(ends, " ", plain(text))
+    return re.findall(rf"[{CJK}]|[^\W\d_{CJK}]+|\d+|[^\w\s]|_", text)
 
 
 def hash_of(data: bytes) -> int:
@@ -352,8 +392,8 @@ def row_of(example: Example, kind: str) -> dict[str, Any]:
         row |= {"completion": completion(example), "mode": mode_of(example)}
     elif example.tests:
         row["tests"] = example.tests
-    elif example.gold or example.answer:
-        row["answer"] = example.gold or [example.answer]
+    elif example.gold:
+        row["answer"] = example.gold
     row |= {"domain": example.domain, "source": example.source}
     return row | ({"level": example.level} if example.level else {})
 
@@ -416,7 +456,7 @@ def parse_sources(sources: str | None) -> list[tuple[str, str, Path]]:
                 f"--sources {part}: expected recipe:file or recipe/domain:file, with a recipe of "
                 f"{', '.join(RECIPES)} and a domain of {', '.join(DOMAINS)}"
             )
-        found = sorted(glob(pattern))
+        found = [pattern] if Path(pattern).is_file() else sorted(glob(pattern))
         if not found:
             raise InputError(f"--sources {part}: no such file")
         files += [(recipe, domain, Path(path)) for path in found]
@@ -425,27 +465,49 @@ def parse_sources(sources: str | None) -> list[tuple[str, str, Path]]:
     return files
 
 
-def parse_mix(mix: str | None) -> dict[str, int]:
+def parse_mix(mix: str | None, kind: str) -> dict[str, int]:
     """The largest number of rows of each group."""
-    sizes = {}
+    modes = MODES if kind == "hft" else ()
+    groups = [*DOMAINS, *modes, *(f"{domain}/{mode}" for domain in DOMAINS for mode in modes)]
+    sizes: dict[str, int] = {}
     for part in mix.split(",") if mix else []:
         name, _, number = part.partition("=")
-        known = all(p in (*DOMAINS, *MODES) for p in name.split("/"))
-        if not known or not number.isdigit():
+        if name not in groups or name in sizes or not number.isdecimal():
             raise InputError(
-                f"--mix {part}: expected a domain ({', '.join(DOMAINS)}), a mode, or domain/mode, "
-                "and a number, as in maths/think=1000"
+                f"--mix {part}: expected a number for one of {', '.join(groups)}, each at most once"
             )
         sizes[name] = int(number)
     return sizes
 
 
+def write_set(
+    rows: Iterable[dict[str, Any]], place: Path, kind: str, tokenizer: Tokenizer | None,
+    report: Report,
+) -> None:  # fmt: skip
+    """{kind}.jsonl and, with a tokenizer, {kind}_tokens in `place`."""
+    with open(place / f"{kind}.jsonl", "w", encoding="utf-8") as file:
+        if tokenizer is None:
+            for row in rows:
+                write_row(row, file)
+                report.describe(row, None)
+            return
+        with token_writer(place / f"{kind}_tokens", tokenizer) as write_tokens:
+            for row, ids in tokenized(rows, tokenizer, report):
+                write_row(row, file)
+                write_tokens(*ids)
+                report.describe(row, ids)
+
+
+def write_row(row: dict[str, Any], file: IO[str]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def prepare(kind: str, settings: PrepareSettings) -> Report:
     """Write {kind}.jsonl, {kind}_report.json and, with a tokenizer, the folder {kind}_tokens.
 
-    kind: "hft" or "rl". Nothing appears in `output_dir` before everything is done.
+    kind: "hft" or "rl". What is there from an earlier run is replaced when everything is done.
     """
-    sources, sizes = parse_sources(settings.sources), parse_mix(settings.mix)
+    sources, sizes = parse_sources(settings.sources), parse_mix(settings.mix, kind)
     paths = settings.evaluation.split(",") if settings.evaluation else []
     evaluation = Evaluation(paths, settings.contamination_ngram)
     classifier = classify.load(settings.classifier_name_or_path)
@@ -454,7 +516,13 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
         tokenizer = Tokenizer.from_pretrained(settings.tokenizer_name_or_path)
     folder, report = Path(settings.output_dir), Report()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    results = {name: folder / f"{kind}{name}" for name in (".jsonl", "_report.json", "_tokens")}
+    for name, path in results.items():
+        if path.is_symlink() or (path.exists() and path.is_dir() != (name == "_tokens")):
+            raise InputError(f"{path} is in the way")
+    for old in folder.glob(".unfinished-*"):  # of runs that were killed
+        shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as temporary:
         place = Path(temporary)
         with contextlib.closing(sqlite3.connect(place / "seen", isolation_level=None)) as seen:
             for statement in ("PRAGMA synchronous = OFF", "PRAGMA journal_mode = OFF", "BEGIN"):
@@ -466,33 +534,27 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
                 stream = wrapped(stream, report)
             stream = unique(stream, seen, settings.near_duplicate, report)
             stream = decontaminated(stream, evaluation, report)
-            with open(place / "clean.jsonl", "w", encoding="utf-8") as file:
+            with open(place / "clean", "w", encoding="utf-8") as file:
                 for example in stream:
-                    file.write(json.dumps(row_of(example, kind), ensure_ascii=False) + "\n")
-        rows = mixed(place / "clean.jsonl", sizes, settings.seed, report)
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(place / f"{kind}.jsonl", "w", encoding="utf-8"))
-            write_tokens, rows_with_ids = None, zip(rows, NO_IDS)
-            if tokenizer is not None:
-                writer = token_writer(place / f"{kind}_tokens", tokenizer)
-                write_tokens = stack.enter_context(writer)
-                rows_with_ids = tokenized(rows, tokenizer, report)
-            for row, ids in rows_with_ids:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                report.describe(row, ids)
-                if write_tokens and ids:
-                    write_tokens(*ids)
+                    write_row(row_of(example, kind), file)
+        rows = mixed(place / "clean", sizes, settings.seed, report)
+        write_set(rows, place, kind, tokenizer, report)
+        if not report.rows:
+            raise InputError(f"no row is left:\n{report.text()}")
         write_json(place / f"{kind}_report.json", report.values())
-        for name in (f"{kind}.jsonl", f"{kind}_tokens", f"{kind}_report.json"):
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-            if (place / name).exists():
-                os.replace(place / name, folder / name)
+        for path in results.values():
+            if path.is_dir():
+                shutil.rmtree(path)
+            if (place / path.name).exists():
+                os.replace(place / path.name, path)
     return report
 
 
 def main() -> None:
     kind, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if kind in ("-h", "--help"):
+        print("python -m data.prepare hft --help\npython -m data.prepare rl --help")
+        return
     if kind not in ("hft", "rl"):
         raise InputError(f"unknown command {kind!r}: python -m data.prepare hft or rl")
     settings = parse_settings(PrepareSettings, f"python -m data.prepare {kind}", arguments)

@@ -156,19 +156,30 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]],
         yield where, prompt, text
 
 
+PROMPTS = ("prompt", "problem", "question", "text", "instruction")
+
+
+def row_prompt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """The messages of a query's row, whatever its set calls them."""
+    return as_messages(next((row[name] for name in PROMPTS if row.get(name)), None), where)
+
+
 def read_queries(path: str | Path) -> list[Query]:
     """The queries for RL or evaluation of a file, or of several with commas between their names.
 
     A row has `prompt` and `answer`, a string or a list; or `prompt` and `tests`, Python code or a
     list of its parts, for a program; or only `prompt`, which has no definite answer and is for a
-    reward model to judge. Also read: `problem` for `prompt`; `solution` or
-    `reward_model.ground_truth` for `answer`; and the `entry_point`, `test_imports` and
-    `test_setup_code` of HumanEval and MBPP. A row that names no domain or source has its file's.
+    reward model to judge. Also read are the names that published sets have: PROMPTS for `prompt`;
+    `solution` or `reward_model.ground_truth` for `answer`, and GSM8K's, which follows ####;
+    `test`, `test_list`, `entry_point`, `test_imports` and `test_setup_code` of HumanEval and MBPP;
+    `task_id` and `uid` for `id`. A row that names no domain or source has its file's.
     """
     queries = []
-    rows = itertools.chain.from_iterable(map(read_rows, str(path).split(",")))
-    for where, row in rows:
-        prompt = as_messages(row.get("prompt", row.get("problem")), where)
+    paths = str(path).split(",")
+    if not all(paths):
+        raise InputError(f"{path}: a file's name is empty")
+    for where, row in itertools.chain.from_iterable(map(read_rows, paths)):
+        prompt = row_prompt(row, where)
         reward_model = row.get("reward_model")
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
         named = [row.get("answer"), row.get("solution"), truth]
@@ -179,33 +190,46 @@ def read_queries(path: str | Path) -> list[Query]:
             answers = []  # beside tests, what is called so is a program that passes
         elif not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
+        answers = [a.rpartition("#### ")[2] for a in answers]
         labels = [row.get(key) for key in ("level", "domain", "source")]
         if any(isinstance(label, (list, dict)) for label in labels):
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
-        name = Path(where.rpartition(":")[0]).name.partition(".")[0]
-        number, dataset = (str(row.get(key) or "") for key in ("id", "dataset"))
-        domain = domain or source or name
-        queries.append(Query(prompt, answers, level, domain, tests, number, dataset))
+        file = Path(where.rpartition(":")[0]).name
+        number = next((row[name] for name in ("id", "task_id", "uid") if name in row), None)
+        queries.append(
+            Query(
+                prompt,
+                answers,
+                level,
+                domain or source or file.partition(".")[0] or file,
+                tests,
+                id="" if number is None else str(number),
+                dataset=str(row.get("dataset") or ""),
+            )
+        )
     return queries
 
 
 def read_tests(row: dict[str, Any], where: str) -> str:
     """The tests of a row as one text, "" if it has none."""
-    given = [row.get(key) or [] for key in ("test_imports", "test_setup_code", "tests")]
+    tests = row.get("tests") or row.get("test_list") or row.get("test")
+    if not tests:
+        return ""
+    given = [row.get("test_imports") or [], row.get("test_setup_code") or [], tests]
     parts = [part for value in given for part in (value if isinstance(value, list) else [value])]
     if not all(isinstance(part, str) for part in parts):
         raise InputError(f"{where}: tests are texts")
     if "def check(" in "".join(parts):
         # HumanEval's tests are a function of the program's, and use what its prompt defines; the
         # prompt defines the program's function too, as yet without a body.
-        entry = row.get("entry_point")
+        entry, prompt = row.get("entry_point"), row_prompt(row, where)[-1]["content"]
         if not re.search(r"^check\(", "\n".join(parts), re.MULTILINE):
             parts.append(f"check({entry})")
-        with contextlib.suppress(SyntaxError, ValueError):
-            ast.parse(str(row.get("prompt")))
-            parts = [f"tested = {entry}", row["prompt"], f"{entry} = tested", *parts]
-    return "\n".join(parts) if row.get("tests") else ""
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            ast.parse(prompt)
+            parts = [f"tested = {entry}", prompt, f"{entry} = tested", *parts]
+    return "\n".join(parts)
 
 
 # ----------------------------------------------------------------------------------- tokenized rows
@@ -260,14 +284,19 @@ class TokenizedRows:
         summary = read_json(folder / "tokens.json")
         if summary.get("tokenizer") != fingerprint(tokenizer):
             raise InputError(f"{folder}: tokenized for another tokenizer or chat format")
+        if summary.get("rows") == 0:
+            raise InputError(f"{folder}: no rows")
+        self.folder, self.vocab_size = folder, len(tokenizer)
         try:
             self.tokens = np.memmap(folder / "tokens.bin", "<u4", "r")
             lengths = np.fromfile(folder / "lengths.bin", "<u4").reshape(-1, 2).astype(np.int64)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder}: {error}") from None
         ends = lengths.sum(1).cumsum()
-        if len(lengths) == 0 or lengths.min() < 1 or ends[-1] != len(self.tokens):
-            raise InputError(f"{folder}: lengths.bin does not fit tokens.bin")
+        found = {"rows": len(lengths), "tokens": len(self.tokens)}
+        whole = all(summary.get(name) == count for name, count in found.items())
+        if not whole or lengths.min() < 1 or ends[-1] != len(self.tokens):
+            raise InputError(f"{folder}: its files do not fit each other")
         fits = lengths.sum(1) <= max_length
         self.starts, self.lengths = (ends - lengths.sum(1))[fits], lengths[fits]
         self.too_long = len(lengths) - len(self.lengths)
@@ -278,4 +307,6 @@ class TokenizedRows:
     def __getitem__(self, number: int) -> tuple[list[int], list[int]]:
         start, (prompt, response) = self.starts[number], self.lengths[number]
         ids = self.tokens[start : start + prompt + response].tolist()
+        if max(ids) >= self.vocab_size:
+            raise InputError(f"{self.folder}: a token that the tokenizer does not have: {max(ids)}")
         return ids[:prompt], ids[prompt:]

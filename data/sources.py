@@ -4,6 +4,7 @@ A recipe takes one row of the set as it is published and returns an `Example`, o
 the reason why the row cannot be used. data/README.md says where each set is to be had.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.rows import as_messages, read_rows, read_tests
+from data.rows import as_messages, parse_response, read_rows, read_tests
+from data.verify_math import is_correct
 from model import InputError
 
 DOMAINS = ("general", "maths", "code", "other")
@@ -26,6 +28,7 @@ class Example:
     answer: str = ""  # the response that is shown; "" if the set has none
     thinking: str = ""  # the trace before it; "" if there is none
     gold: list[str] = field(default_factory=list)  # accepted final answers
+    stated: bool = False  # `answer` is one of these itself, so that they cannot vouch for it
     tests: str = ""  # that a program must pass
     verified: bool | None = None  # the publisher's verdict on the answer; None: not judged
     level: str = ""
@@ -127,16 +130,19 @@ def synthetic_1(row: dict[str, Any]) -> Example:
 
 
 def openr1_math(row: dict[str, Any]) -> Example:
-    """open-r1/OpenR1-Math-220k: the first complete generation that one of its judges accepted."""
+    """open-r1/OpenR1-Math-220k: the first whole generation that its judges and ours accept."""
     prompt, gold = question(first(row, "problem")), first(row, "answer")
-    verdicts = [row.get(name) or [] for name in ("correctness_math_verify", "correctness_llama")]
-    complete = row.get("is_reasoning_complete") or []
-    for number, text in enumerate(row.get("generations") or []):
-        accepted = any(number < len(flags) and flags[number] is True for flags in verdicts)
-        if accepted and number < len(complete) and complete[number] is True:
-            thinking, answer = split_trace(text)
-            return Example(prompt, "maths", answer, thinking, [gold] if gold else [], "", True)
-    raise Skip("no accepted generation")
+    names = ("generations", "is_reasoning_complete")
+    generations, complete = (row.get(name) or [] for name in names)
+    for verdict in ("correctness_math_verify", "correctness_llama"):
+        for text, whole, accepted in zip(generations, complete, row.get(verdict) or []):
+            if whole is True and accepted is True:
+                with contextlib.suppress(Skip):
+                    thinking, answer = split_trace(text)
+                    if not gold or is_correct(answer, gold):
+                        golds = [gold] if gold else []
+                        return Example(prompt, "maths", answer, thinking, golds, verified=True)
+    raise Skip("no generation that is whole and right")
 
 
 def openthoughts(row: dict[str, Any]) -> Example:
@@ -242,34 +248,42 @@ def tulu_3(row: dict[str, Any]) -> Example:
 
 
 def generic(row: dict[str, Any]) -> Example:
-    """Rows of the user's own, by the names that their fields usually have.
+    """Rows of the user's own, by the names that their fields usually have, and our HFT rows.
 
-    With a `response` (or `completion`, `output`, `generation`, `solution`) besides it, `answer` is
-    the final answer to check it against; alone, it is the response.
+    With a response (or completion, output, generation, solution; or a conversation's last turn),
+    `answer` is the final answer that it is checked against. Alone, `answer` is both the response
+    and the final answer, and cannot vouch for itself.
+
+    `answer` may be a list; `reward_model.ground_truth` is one, too.
     """
-    answer = first(row, "response", "completion", "output", "generation", "solution")
-    thinking = first(row, "thinking", "reasoning", "reasoning_content")
-    gold = first(row, "answer")
+    truth = row.get("reward_model")
+    given = row.get("answer", truth.get("ground_truth") if isinstance(truth, dict) else None)
+    gold = [first({"": one}, "") for one in (given if isinstance(given, list) else [given])]
+    gold = [one.rpartition("#### ")[2] for one in gold if one]  # GSM8K's come after their reasons
     if row.get("messages") or row.get("conversations"):
-        prompt, text = turns(row.get("messages") or row["conversations"])
-        answer = answer or text
-    elif first(row, "instruction"):
-        prompt = question("\n".join(filter(None, (first(row, "instruction"), first(row, "input")))))
+        prompt, response = turns(row.get("messages") or row["conversations"])
     else:
-        prompt = question(row.get("prompt") or row.get("problem") or row.get("question"))
-    if "</think>" in answer:
-        thinking, answer = split_trace(answer)
-    domain = first(row, "domain") or "general"
+        asked = "\n".join(filter(None, (first(row, "instruction"), first(row, "input"))))
+        prompt = question(row.get("prompt") or row.get("problem") or row.get("question") or asked)
+        response = first(row, "response", "completion", "output", "generation", "solution")
+    thinking = first(row, "thinking", "reasoning", "reasoning_content")
+    if (wrapped := parse_response(response)).well_formed:
+        thinking, response = wrapped.thinking, wrapped.answer
+    elif "</think>" in response:
+        thinking, response = split_trace(response)
     try:
         tests = read_tests(row, "row")
     except InputError as error:
         raise Skip(str(error)) from None
+    domain = first(row, "domain") or "general"
+    domain = {"math": "maths"}.get(domain, domain)
     return Example(
         prompt,
         domain if domain in DOMAINS else "other",
-        answer=answer or gold,
+        answer=response or next(iter(gold), ""),
         thinking=thinking,
-        gold=[gold] if answer and gold and not tests else [],
+        gold=[] if tests else gold,
+        stated=not response,
         tests=tests,
         level=first(row, "level", "difficulty"),
     )
@@ -304,5 +318,5 @@ def read_source(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
             yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: {error}") from None

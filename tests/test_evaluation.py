@@ -1,6 +1,8 @@
 """`lhrm.py eval`: ways to answer, what it writes, exports, and going on where it was stopped."""
 
 import json
+import os
+import shutil
 import sys
 
 import pytest
@@ -70,6 +72,7 @@ def test_a_way_has_the_same_answers_whatever_others_are_asked_for(settings, tmp_
         ({"modes": "think,fast"}, "--modes fast: expected think, no_think, auto or router"),
         ({"eval_domain": "law"}, "--eval_domain law: the queries have maths"),
         ({"export": "evalplus", "output_dir": None}, "--export needs --output_dir"),
+        ({"export": "evalplus"}, "--export evalplus: every row needs an id"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_computed(
@@ -104,7 +107,7 @@ def test_queries_that_nothing_judged_count_for_tokens_but_not_for_accuracy():
 
 
 def test_a_set_without_answers_is_evaluated_without_a_reward_model(settings, tmp_path, capsys):
-    rows = [{"prompt": "hello", "id": f"q{i}"} for i in range(3)]
+    rows = [{"prompt": "hello", "id": i} for i in range(3)]
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings.dataset_name, settings.export = str(path), "arena_hard"
@@ -116,7 +119,7 @@ def test_a_set_without_answers_is_evaluated_without_a_reward_model(settings, tmp
         for j in way
     )
     lines = (tmp_path / "out" / "arena_hard.jsonl").read_text().splitlines()
-    assert [json.loads(line)["uid"] for line in lines] == ["q0", "q1", "q2"]
+    assert [json.loads(line)["uid"] for line in lines] == ["0", "1", "2"]
     assert "3 queries" in capsys.readouterr().out
 
 
@@ -173,7 +176,7 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
     run_eval(settings)
     out = tmp_path / "out"
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert set(whole) == {"settings.json", "eval.json", "responses.jsonl"}
+    assert set(whole) == {"eval_settings.json", "eval.json", "responses.jsonl"}
 
     add, added = lhrm.Kept.add, []
 
@@ -203,9 +206,30 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
     )
     run_eval(settings)
     assert sum(drawn) == 6 * 3  # queries that were not done, times think, no_think and auto
-    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "settings.json"} == {
-        name: content for name, content in whole.items() if name != "settings.json"
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "eval_settings.json"} == {
+        name: content for name, content in whole.items() if name != "eval_settings.json"
     }
+
+
+def test_an_evaluation_does_not_go_on_with_another_model(settings, lab_folder, tmp_path):
+    settings.model_name_or_path = str(shutil.copytree(lab_folder / "base", tmp_path / "model"))
+    run_eval(settings)
+    (tmp_path / "out" / "unfinished-0.jsonl").write_text("")
+    settings.resume_from_checkpoint = True
+    run_eval(settings)
+    (tmp_path / "out" / "unfinished-0.jsonl").write_text("")
+    os.utime(tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InputError, match="made with model_files"):
+        run_eval(settings)
+
+
+@pytest.mark.parametrize("line", ["garbage", '{"index": 0}', "[1]"])
+def test_a_damaged_line_of_an_unfinished_evaluation_is_named(line, settings, tmp_path):
+    run_eval(settings)
+    (tmp_path / "out" / "unfinished-0.jsonl").write_text(line + "\n")
+    settings.resume_from_checkpoint = True
+    with pytest.raises(InputError, match="unfinished-0.jsonl:1: damaged"):
+        run_eval(settings)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import hgpo
 import lhrm
 from data.judge import NO_THINK, Judged, RewardModel, judge, judge_all, load_reward_model
 from data.rows import Query, read_queries
-from model import ChatFormat, InputError, Tokenizer, Transformer
+from model import CHATML, ChatFormat, InputError, Tokenizer, Transformer
 from sample import Completion
 
 QUESTION = {"role": "user", "content": "2+2?\n"}
@@ -232,7 +232,11 @@ def test_scores_that_are_not_numbers_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "changes, message",
-    [({"score_head": False}, "no score head"), ({"vocab_size": 200}, "more tokens")],
+    [
+        ({"score_head": False}, "no score head"),
+        ({"vocab_size": 200}, "more tokens"),
+        ({"template": ""}, "no chat template"),
+    ],
 )
 def test_a_folder_that_holds_no_reward_model_is_refused(changes, message, tmp_path):
     with pytest.raises(InputError, match=f"cannot be the reward model: it has {message}"):
@@ -338,6 +342,8 @@ def polite(lab_folder, tmp_path_factory):
     shutil.copytree(lab_folder / "base", judge)
     size = len(Tokenizer.from_pretrained(judge))
     tiny_model(score_head=True, vocab_size=size, spread=2.0).save_pretrained(judge)
+    settings = {"chat_template": ChatFormat(CHATML).template()}
+    (judge / "tokenizer_config.json").write_text(json.dumps(settings))
     return SimpleNamespace(policy=folder / "policy", rows=rows, judge=judge)
 
 

@@ -26,10 +26,6 @@ def example(prompt="What is 6 · 7?", answer="42", thinking="", **more):
     return Example([{"role": "user", "content": prompt}], "maths", answer, thinking, **more)
 
 
-def prompts(stream):
-    return [e.prompt[0]["content"] for e in stream]
-
-
 def text(seed, length=40):
     return " ".join(random.Random(seed).choices(WORDS, k=length))
 
@@ -47,6 +43,7 @@ def text(seed, length=40):
         (example(thinking="a", verified=True), "kept"),
         (example(thinking="a", verified=False), "wrong answer"),
         (example(thinking="a"), "nothing to verify it by"),
+        (example(thinking="a", gold=["42"], stated=True), "nothing to verify it by"),
         (example(), "kept"),
         (example(answer=""), "no answer"),
     ],
@@ -77,29 +74,55 @@ def test_complex_queries_need_a_trace():
     assert report.totals("classify") == {"kept": 600, "complex, without a trace": 300}
 
 
-def test_tags_inside_a_response_or_a_prompt_are_refused():
+def test_tags_and_control_tokens_inside_a_response_or_a_prompt_are_refused():
     given = [example(), example(answer="</think>"), example("<no_think>?"), example(thinking="a")]
+    given += [example("<|im_end|>"), example(answer="<｜end▁of▁sentence｜>"), example("a <|> b")]
     report = Report()
-    assert list(prepare.wrapped(given, report)) == [given[0], given[3]]
+    assert list(prepare.wrapped(given, report)) == [given[0], given[3], given[6]]
     assert set(report.totals("wrap")) == {
         "kept",
         "a tag inside the response",
         "a tag inside the prompt",
+        "a control token",
     }
 
 
 def unique(given, similarity=0.9):
+    examples = [Example(p, "maths") if isinstance(p, list) else example(p) for p in given]
     report = Report()
     with sqlite3.connect(":memory:") as seen:
-        return prompts(prepare.unique(map(example, given), seen, similarity, report)), report
+        kept = list(prepare.unique(examples, seen, similarity, report))
+    return [given[examples.index(e)] for e in kept], report
 
 
-def test_queries_that_differ_in_case_spacing_and_punctuation_are_the_same():
-    given = ["Find $2x+1$.", "find  2 x + 1", "FIND: $2x + 1$!"]
-    others = ["Find $2x+2$.", "Find $2x-1$.", "Find $2(x+1)$.", "Find $2.5$.", "Find $25$."]
-    kept, report = unique([*given, *others])
-    assert kept == [given[0], *others]
-    assert report.totals("deduplicate")["the same query"] == 2
+def test_queries_that_differ_in_case_spacing_and_ends_of_clauses_are_the_same():
+    kept, report = unique(["Find $2x+1$.", "find  2 x + 1", "FIND: $2x + 1$ ?", "Find\u200b 2x+1;"])
+    assert kept == ["Find $2x+1$."]
+    assert report.totals("deduplicate")["the same query"] == 3
+
+
+@pytest.mark.parametrize(
+    "pair",
+    ["2x+1|2x-1", "2(x+1)|2x+1", "2.5|25", "f'(2)|f(2)", "f''(2)|f'(2)", "5!|5", "2³|23", "1:2|1,2",
+     "P(A')|P(A)", "a != b|a = b", "a[:-1]|a[-1]", "gcd(1,2)|gcd(1.2)", "x_1|x1"],
+)  # fmt: skip
+def test_a_sign_makes_another_question(pair):
+    questions = [f"What is ${part}$?" for part in pair.split("|")]
+    assert unique(questions)[0] == questions
+
+
+def test_a_conversation_is_another_question_if_anything_in_it_is():
+    def conversation(*texts):
+        roles = ("system", "user", "assistant", "user")
+        return [{"role": role, "content": text} for role, text in zip(roles, texts) if text]
+
+    given = [
+        conversation("Translate to French.", "Hello!"),
+        conversation("Translate to Thai.", "Hello!"),
+        conversation("", "Pick a number", "2", "Double it."),
+        conversation("", "Pick a number", "3", "Double it."),
+    ]
+    assert unique(given)[0] == given
 
 
 def test_of_nearly_equal_queries_the_first_is_kept():
@@ -107,9 +130,15 @@ def test_of_nearly_equal_queries_the_first_is_kept():
     last, middle = long.rsplit(" ", 1)[0] + " other", long.replace(long.split()[50], "other")
     halves = " ".join(long.split()[:50]) + " " + text(1, 50)
     kept, report = unique([long, last, middle, halves, text(2)])
-    assert kept == [long, halves, text(2)]  # `middle`: 95 of 101 shingles, `halves`: 48 of 148
+    assert kept == [long, halves, text(2)]  # `middle`: 96 of 102 shingles, `halves`: 49 of 149
     assert report.totals("deduplicate")["nearly the same query"] == 2
     assert len(unique([long, last, middle], similarity=1)[0]) == 3
+
+
+def test_another_number_makes_another_exercise():
+    given = [f"{text(0, 50)} {n} {text(1, 50)}" for n in (3, 4)]
+    assert unique(given)[0] == given
+    assert len(unique([given[0], given[0] + " please"])[0]) == 1
 
 
 def test_minhash_estimates_the_jaccard_index_of_shingles():
@@ -142,6 +171,35 @@ def test_eight_words_in_a_row_of_an_evaluation_question_give_it_away(tmp_path):
     assert evaluation.contains(" ".join([*words[:7], "or", *words[7:14]])) == ""
 
 
+def test_a_short_evaluation_question_is_found_inside_a_prompt(tmp_path):
+    path = tmp_path / "test.jsonl"
+    questions = ["Simplify $\\sqrt{242}$.", "多少人住在北京市里？", "Hello!"]
+    path.write_text("".join(json.dumps({"question": q}) + "\n" for q in questions))
+    evaluation = Evaluation([str(path)], ngram=8)
+    inside = "a short evaluation question inside"
+    assert evaluation.contains("Question: simplify \\sqrt {242}. Think.") == inside
+    assert evaluation.contains("Sim\u200bplify \\sqrt{\u200b242}, please.") == inside
+    assert evaluation.contains("请问，多少人住在北京市里呢").startswith("8 words")
+    assert evaluation.contains("hello") == "an evaluation question"
+    assert evaluation.contains("Say hello to Simplify.") == ""  # one word says nothing
+
+
+def test_other_ways_to_write_the_same_latex_do_not_hide_a_question(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(
+        json.dumps({"prompt": r"Find $\left(\frac{1}{2}\right)^x$ for all $x$."}) + "\n"
+    )
+    assert Evaluation([str(path)], 8).contains(r"find $(\dfrac{1}{2})^x$ for all $x$")
+
+
+def test_a_question_in_the_system_message_is_found(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"prompt": text(0, 30)}) + "\n")
+    given = example("Go on.")
+    given.prompt.insert(0, {"role": "system", "content": text(0, 30)})
+    assert not list(prepare.decontaminated([given], Evaluation([str(path)], 8), Report()))
+
+
 def rows_file(tmp_path, count=300):
     path = tmp_path / "rows.jsonl"
     kinds = [("maths", "think"), ("maths", "no_think"), ("general", "no_think")]
@@ -154,7 +212,7 @@ def rows_file(tmp_path, count=300):
 
 
 def test_the_mix_takes_exactly_as_many_rows_as_it_says_of_the_first_group_that_fits(tmp_path):
-    sizes = prepare.parse_mix("maths/think=20,maths=30,no_think=1000")
+    sizes = prepare.parse_mix("maths/think=20,maths=30,no_think=1000", "hft")
     rows = list(prepare.mixed(rows_file(tmp_path), sizes, 0, Report()))
     counts = Counter((row["domain"], row["mode"]) for row in rows)
     assert counts == {
@@ -281,10 +339,10 @@ def test_tokens_of_another_tokenizer_and_damaged_ones_are_refused(prepared, toke
     for name, content in {"lengths.bin": b"12345678", "tokens.bin": b"1234"}.items():
         copy = shutil.copytree(tokens, folder / name)
         (copy / name).write_bytes(content)
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(InputError, match="do not fit"):
             TokenizedRows(copy, tokenizer, 100)
-    (copy / "lengths.bin").write_bytes(b"123")
-    with pytest.raises(InputError, match="lengths.bin"):
+    (copy / "tokens.bin").unlink()
+    with pytest.raises(InputError, match="No such file"):
         TokenizedRows(copy, tokenizer, 100)
 
 
@@ -302,11 +360,52 @@ def test_the_same_seed_gives_the_same_bytes(prepared):
     assert contents(folder) != before
 
 
+def test_a_killed_runs_remains_are_removed_and_what_is_in_the_way_is_left_alone(prepared):
+    settings, _, folder = prepared
+    before = contents(folder)
+    (folder / ".unfinished-x").mkdir()
+    (folder / ".unfinished-x" / "clean").write_text("half")
+    prepare.prepare("hft", settings)
+    assert contents(folder) == before
+    (folder / "hft.jsonl").unlink()
+    (folder / "hft.jsonl").mkdir()
+    with pytest.raises(InputError, match="hft.jsonl is in the way"):
+        prepare.prepare("hft", settings)
+    assert (folder / "hft.jsonl").is_dir()
+
+
+def test_rows_of_an_unexpected_shape_are_counted(tmp_path):
+    rows = [{"problem": "q", "generations": given} for given in (True, [None], {"a": 1}, [["a"]])]
+    flags = {"correctness_math_verify": [True], "is_reasoning_complete": [True]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**r, **flags}) + "\n" for r in rows))
+    report = Report()
+    sources = [("openr1_math", "", tmp_path / "rows.jsonl")]
+    assert list(prepare.parse(sources, report)) == []
+    assert report.totals("parse").total() == 4
+
+
+def test_a_very_long_query_needs_little_memory():
+    bits = np.random.default_rng(0).integers(0, 2**64, (2, prepare.HASHES, 1), dtype=np.uint64)
+    words = [str(i) for i in range(100_000)]
+    few = [prepare.minhash(words[i : i + 3], bits) for i in range(50)]
+    assert (prepare.minhash(words[:52], bits) == np.min(few, axis=0)).all()
+    tracemalloc.start()
+    prepare.minhash(words, bits)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6  # two arrays of (64, 100000) of 8 bytes would be 100 MB
+
+
 def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
     rows = [
         {"prompt": "What is 6 · 7?", "answer": "42", "level": 1},
         {"prompt": "Add one.", "tests": ["assert f(1) == 2"], "answer": "def f", "level": 2},
         {"prompt": "Tell me a story."},
+        {"prompt": "How many sides has a square?", "answer": ["4", "four"]},
+        {"prompt": "What is 3+4?", "reward_model": {"ground_truth": "7"}},
+        {"prompt": "What is 30+4?", "answer": "Adding, we get <<30+4=34>>34.\n#### 34"},
+        {"prompt": "Tell me a joke.", "response": "Why did the cat …"},
+        {"messages": [{"role": r, "content": r} for r in ("user", "assistant")]},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = PrepareSettings(
@@ -317,6 +416,11 @@ def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
     assert [(q.answers, q.tests, q.level) for q in queries] == [
         (["42"], "", "1"),
         ([], "assert f(1) == 2", "2"),
+        ([], "", ""),
+        (["4", "four"], "", ""),
+        (["7"], "", ""),
+        (["34"], "", ""),
+        ([], "", ""),
         ([], "", ""),
     ]
 
@@ -368,6 +472,11 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
         (["hft", "--sources", "generic:/none.jsonl"], "no such file"),
         (["rl", "--sources", "generic:ROWS", "--mix", "maths=some"], "--mix maths=some: expected"),
         (["rl", "--sources", "generic:ROWS", "--mix", "law=1"], "--mix law=1: expected"),
+        (["rl", "--sources", "generic:ROWS", "--mix", "think=1"], "--mix think=1: expected"),
+        (["hft", "--sources", "generic:ROWS", "--mix", "think/maths=1"], "expected a number for"),
+        (["rl", "--sources", "generic:ROWS", "--mix", "maths=1,maths=2"], "--mix maths=2"),
+        (["rl", "--sources", "generic:ROWS", "--mix", "maths=²"], "--mix maths=²"),
+        (["rl", "--sources", "generic:ROWS", "--mix", "general=0"], "no row is left"),
         (["rl", "--sources", "generic:ROWS", "--evaluation", "/none"], "/none"),
         (["rl", "--sources", "generic:BAD"], "bad.jsonl:1: not JSON"),
     ],
@@ -387,7 +496,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_left(
     with pytest.raises(SystemExit) as stop:
         prepare.run_command(prepare.main)
     errors = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and message in errors[-1]
+    assert stop.value.code == 2 and message in "\n".join(errors)
     assert not out.exists() or not list(out.iterdir())
 
 

@@ -121,6 +121,41 @@ def test_several_files_are_one_set_of_queries_each_a_domain(tmp_path):
     assert [query.domain for query in queries] == ["amc23", "aime24"]
 
 
+def test_published_rows_of_benchmarks_are_read_as_they_are(tmp_path):
+    check = "def check(candidate):\n    assert candidate(1) == 2"
+    path = write_lines(
+        tmp_path / "rows.jsonl",
+        {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "test": check, "entry_point": "f"},
+        {"task_id": 2, "text": "Add one.", "code": "def f", "test_list": ["assert f(1) == 2"]},
+        {"question": "3+4?", "answer": "We add <<3+4=7>>7.\n#### 7"},
+        {"instruction": "Sing.", "dataset": "vicuna", "output": "La"},
+        {"uid": "x", "prompt": "Sing."},
+    )
+    queries = read_queries(path)
+    assert [q.id for q in queries] == ["HumanEval/0", "2", "", "", "x"]
+    assert [bool(q.tests) for q in queries] == [True, True, False, False, False]
+    assert queries[0].tests.endswith("check(f)") and queries[1].tests == "assert f(1) == 2"
+    assert [q.answers for q in queries] == [[], [], ["7"], [], []]
+    assert [q.prompt[0]["content"] for q in queries][1:3] == ["Add one.", "3+4?"]
+    assert queries[3].dataset == "vicuna"
+
+
+@pytest.mark.parametrize(
+    "prompt", ["-" * 100_000 + "1", "a" + ".b" * 50_000, [{"role": "user", "content": "f?"}]]
+)
+def test_tests_of_a_prompt_that_is_no_program_stand_alone(prompt, tmp_path):
+    tests = "def check(f):\n    assert f(1) == 2\ncheck(f)"
+    row = {"problem": prompt, "tests": tests, "entry_point": "f"}
+    assert read_queries(write_lines(tmp_path / "rows.jsonl", row))[0].tests == tests
+
+
+def test_a_file_always_has_a_name_as_a_domain_and_must_have_one_to_be_read(tmp_path):
+    path = write_lines(tmp_path / ".hidden.jsonl", {"prompt": "q", "answer": "a"})
+    assert read_queries(path)[0].domain == ".hidden.jsonl"
+    with pytest.raises(InputError, match="name is empty"):
+        read_queries(f"{path},")
+
+
 def test_a_level_is_a_text_or_a_number(tmp_path):
     with pytest.raises(InputError, match=":1: level"):
         read_queries(write_lines(tmp_path / "rows.jsonl", {**GOOD, "level": [1]}))

@@ -71,6 +71,24 @@ def test_a_thinking_row_of_each_set_is_read(name):
     assert (example.domain, example.gold, example.verified) == (domain, gold, verdict)
 
 
+def test_a_later_generation_is_taken_where_the_first_is_empty_or_wrong():
+    texts = ["<think>a</think>", "<think>a</think>41", R1]
+    row = {**OPENR1, "generations": texts, "is_reasoning_complete": [True] * 3}
+    for name in ("correctness_math_verify", "correctness_llama"):
+        row |= {"correctness_math_verify": None, "correctness_llama": None, name: [True] * 3}
+        assert RECIPES["openr1_math"](row).answer == READ[1]
+
+
+def test_our_own_hft_rows_are_read_back():
+    example = RECIPES["generic"]({"prompt": "q", "completion": "<no_think>a</no_think>"})
+    assert (example.thinking, example.answer) == ("", "a")
+
+
+def test_an_answer_alone_cannot_vouch_for_itself():
+    example = RECIPES["generic"]({"prompt": "q", "thinking": "t", "answer": "a"})
+    assert (example.answer, example.gold, example.stated) == ("a", ["a"], True)
+
+
 def test_an_unknown_domain_is_other():
     assert RECIPES["generic"]({"prompt": "q", "answer": "a", "domain": "law"}).domain == "other"
 
@@ -126,7 +144,11 @@ def test_rl_sets_are_questions_with_or_without_a_final_answer():
 
 
 UNUSABLE = [
-    ("openr1_math", {**OPENR1, "correctness_math_verify": [False] * 3}, "no accepted generation"),
+    (
+        "openr1_math",
+        {**OPENR1, "correctness_math_verify": [False] * 3},
+        "whole and right",
+    ),
     ("openr1_math", {**OPENR1, "problem": " "}, "no prompt"),
     ("synthetic_1", {"messages": chat("6·7?", "42")}, "no thinking trace"),
     ("synthetic_1", {"messages": chat("6·7?", "<think> </think>42")}, "empty"),
