@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.rows import as_messages, read_rows
+from data.rows import read_rows, row_prompt, split_paths
 from model import InputError, copy_tensor, read_header, read_json, write_json
 from sample import mix_seed, parse_settings, run_command, setting
 
@@ -218,8 +218,8 @@ def read_classes(settings: TrainSettings | EvaluateSettings) -> list[list[str]]:
     for name in ("simple", "complex"):
         if not (files := getattr(settings, name)):
             raise InputError(f"give rows of {name} queries: --{name}")
-        rows = itertools.chain.from_iterable(map(read_rows, files.split(",")))
-        prompts = (as_messages(row.get("prompt", row.get("problem")), where) for where, row in rows)
+        rows = itertools.chain.from_iterable(map(read_rows, split_paths(files)))
+        prompts = (row_prompt(row, where) for where, row in rows)
         classes.append([messages[-1]["content"] for messages in prompts])
     return classes
 

@@ -45,6 +45,7 @@ from data.rows import (
     parse_response,
     read_rows,
     row_prompt,
+    split_paths,
     token_writer,
 )
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
@@ -508,7 +509,7 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
     kind: "hft" or "rl". What is there from an earlier run is replaced when everything is done.
     """
     sources, sizes = parse_sources(settings.sources), parse_mix(settings.mix, kind)
-    paths = settings.evaluation.split(",") if settings.evaluation else []
+    paths = split_paths(settings.evaluation) if settings.evaluation else []
     evaluation = Evaluation(paths, settings.contamination_ngram)
     classifier = classify.load(settings.classifier_name_or_path)
     tokenizer = None

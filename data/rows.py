@@ -156,6 +156,14 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]],
         yield where, prompt, text
 
 
+def split_paths(paths: str | Path) -> list[str]:
+    """Files with commas between their names."""
+    names = str(paths).split(",")
+    if not all(names):
+        raise InputError(f"{paths}: a file's name is empty")
+    return names
+
+
 PROMPTS = ("prompt", "problem", "question", "text", "instruction")
 
 
@@ -175,10 +183,7 @@ def read_queries(path: str | Path) -> list[Query]:
     `task_id` and `uid` for `id`. A row that names no domain or source has its file's.
     """
     queries = []
-    paths = str(path).split(",")
-    if not all(paths):
-        raise InputError(f"{path}: a file's name is empty")
-    for where, row in itertools.chain.from_iterable(map(read_rows, paths)):
+    for where, row in itertools.chain.from_iterable(map(read_rows, split_paths(path))):
         prompt = row_prompt(row, where)
         reward_model = row.get("reward_model")
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None

@@ -63,7 +63,7 @@ def test_every_option_in_the_readme_is_a_setting():
 def test_every_figure_of_an_evaluation_is_explained():
     judged = {way: [Judged(0, 1.0, 3, True, True, False, "")] for way in ("think", "no_think")}
     result = lhrm.results([lhrm.Record(Query([], ["1"], "1", "maths"), judged)], 0.05, None)
-    text = README[README.index("**Evaluation.**") : README.index("**Not measured:**")]
+    text = README[README.index("## Evaluation") : README.index("## Checkpoints")]
     for name in {*result, *result["think"]} - {"domain", "by_level", "by_domain", *judged}:
         assert f"`{name}`" in text, name
 
