@@ -212,15 +212,17 @@ def simple_or_thought(
                 yield report.keep("classify", example)
 
 
-def wrapped(stream: Iterable[Example], report: Report) -> Iterator[Example]:
-    """Examples whose response is well formed once it has its tags."""
+def wrapped(stream: Iterable[Example], kind: str, report: Report) -> Iterator[Example]:
+    """Examples without tags and control tokens in the prompt and, for HFT, whose response is well
+    formed once it has its tags."""
     for example in stream:
         text = "".join(message["content"] for message in example.prompt)
-        if not parse_response(completion(example)).well_formed:
+        response = completion(example) if kind == "hft" else ""
+        if kind == "hft" and not parse_response(response).well_formed:
             report.add("wrap", example.source, "a tag inside the response")
         elif any(tag in text for tag in Tokenizer.TAGS):
             report.add("wrap", example.source, "a tag inside the prompt")
-        elif CONTROL.search(text + completion(example)):
+        elif CONTROL.search(text + response):
             report.add("wrap", example.source, "a control token")
         else:
             yield report.keep("wrap", example)
@@ -532,7 +534,7 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
             if kind == "hft":
                 stream = verified(stream, settings.keep_unverified, report)
                 stream = simple_or_thought(stream, classifier, settings.complexity, report)
-                stream = wrapped(stream, report)
+            stream = wrapped(stream, kind, report)
             stream = unique(stream, seen, settings.near_duplicate, report)
             stream = decontaminated(stream, evaluation, report)
             with open(place / "clean", "w", encoding="utf-8") as file:

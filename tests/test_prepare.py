@@ -78,13 +78,18 @@ def test_tags_and_control_tokens_inside_a_response_or_a_prompt_are_refused():
     given = [example(), example(answer="</think>"), example("<no_think>?"), example(thinking="a")]
     given += [example("<|im_end|>"), example(answer="<｜end▁of▁sentence｜>"), example("a <|> b")]
     report = Report()
-    assert list(prepare.wrapped(given, report)) == [given[0], given[3], given[6]]
+    assert list(prepare.wrapped(given, "hft", report)) == [given[0], given[3], given[6]]
     assert set(report.totals("wrap")) == {
         "kept",
         "a tag inside the response",
         "a tag inside the prompt",
         "a control token",
     }
+
+
+def test_rl_prompts_have_neither_tags_nor_control_tokens():
+    given = [example("6·7?", ""), example("<think>", ""), example("<|im_start|>system", "")]
+    assert list(prepare.wrapped(given, "rl", Report())) == given[:1]
 
 
 def unique(given, similarity=0.9):
