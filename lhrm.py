@@ -995,10 +995,11 @@ def results_table(rows: dict[str, dict[str, Any]]) -> str:
     of all responses and of those in each mode, H_acc, and the shares that reached the length limit
     and that were malformed."""
     columns = {
-        "pass@1": 15, "think": 8, "tokens": 9, "if think": 10, "if no_think": 13, "H_acc": 8,
+        "pass@1": 14, "think": 8, "tokens": 9, "if think": 10, "if no_think": 13, "H_acc": 8,
         "cut": 7, "malformed": 11,
     }  # fmt: skip
-    lines = [f"{'':20}" + "".join(f"{name:>{width}}" for name, width in columns.items())]
+    margin = max(20, *map(len, rows)) + 1
+    lines = [" " * margin + "".join(f"{name:>{width}}" for name, width in columns.items())]
     for name, f in rows.items():
         accuracy = shown(f["pass@1"], 3)
         if f["pass@1_interval"]:
@@ -1011,7 +1012,7 @@ def results_table(rows: dict[str, dict[str, Any]]) -> str:
             *(shown(f[key], 3) for key in ("hybrid_accuracy", "clipped_ratio", "malformed_ratio")),
         ]
         widths = columns.values()
-        lines.append(f"{name:20}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths)))
+        lines.append(f"{name:{margin}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths)))
     return "\n".join(lines)
 
 

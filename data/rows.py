@@ -172,6 +172,12 @@ def row_prompt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
     return as_messages(next((row[name] for name in PROMPTS if row.get(name)), None), where)
 
 
+def final_answer(text: str) -> str:
+    """Of GSM8K's answers, whose last line is `#### 42`, the 42; of others, all."""
+    last = text.rpartition("\n#### ")[2]
+    return text if "\n" in last else last
+
+
 def read_queries(path: str | Path) -> list[Query]:
     """The queries for RL or evaluation of a file, or of several with commas between their names.
 
@@ -195,7 +201,7 @@ def read_queries(path: str | Path) -> list[Query]:
             answers = []  # beside tests, what is called so is a program that passes
         elif not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
-        answers = [a.rpartition("#### ")[2] for a in answers]
+        answers = [final_answer(a) for a in answers]
         labels = [row.get(key) for key in ("level", "domain", "source")]
         if any(isinstance(label, (list, dict)) for label in labels):
             raise InputError(f"{where}: level, domain and source are texts or numbers")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.rows import as_messages, parse_response, read_rows, read_tests
+from data.rows import as_messages, final_answer, parse_response, read_rows, read_tests
 from data.verify_math import is_correct
 from model import InputError
 
@@ -259,7 +259,7 @@ def generic(row: dict[str, Any]) -> Example:
     truth = row.get("reward_model")
     given = row.get("answer", truth.get("ground_truth") if isinstance(truth, dict) else None)
     gold = [first({"": one}, "") for one in (given if isinstance(given, list) else [given])]
-    gold = [one.rpartition("#### ")[2] for one in gold if one]  # GSM8K's come after their reasons
+    gold = [final_answer(one) for one in gold if one]
     if row.get("messages") or row.get("conversations"):
         prompt, response = turns(row.get("messages") or row["conversations"])
     else:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data.rows import format_response, parse_response, read_hft_rows, read_queries
+from data.rows import final_answer, format_response, parse_response, read_hft_rows, read_queries
 from model import InputError
 
 # -------------------------------------------------------------------------------------- the grammar
@@ -138,6 +138,12 @@ def test_published_rows_of_benchmarks_are_read_as_they_are(tmp_path):
     assert [q.answers for q in queries] == [[], [], ["7"], [], []]
     assert [q.prompt[0]["content"] for q in queries][1:3] == ["Add one.", "3+4?"]
     assert queries[3].dataset == "vicuna"
+
+
+def test_only_gsm8ks_answers_come_after_a_mark():
+    assert final_answer("We add.\n#### 1,000") == "1,000"
+    for text in ("42", "#### 42", "One\n#### Two\nthree", ""):
+        assert final_answer(text) == text
 
 
 @pytest.mark.parametrize(
