@@ -164,12 +164,16 @@ def split_paths(paths: str | Path) -> list[str]:
     return names
 
 
-PROMPTS = ("prompt", "problem", "question", "text", "instruction")
+PROMPTS = ("prompt", "problem", "question", "instruction", "text")
 
 
 def row_prompt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
-    """The messages of a query's row, whatever its set calls them."""
-    return as_messages(next((row[name] for name in PROMPTS if row.get(name)), None), where)
+    """The messages of a query, whatever its set calls them; Alpaca's `input` belongs to them."""
+    name = next((name for name in PROMPTS if row.get(name) and str(row[name]).strip()), "prompt")
+    prompt, extra = row.get(name), row.get("input")
+    if name == "instruction" and isinstance(extra, str) and extra.strip():
+        prompt = f"{prompt}\n{extra}"
+    return as_messages(prompt, where)
 
 
 def final_answer(text: str) -> str:
@@ -207,7 +211,10 @@ def read_queries(path: str | Path) -> list[Query]:
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
         file = Path(where.rpartition(":")[0]).name
-        number = next((row[name] for name in ("id", "task_id", "uid") if name in row), None)
+        number = next(
+            (row[name] for name in ("id", "task_id", "uid") if row.get(name) is not None),
+            None,
+        )
         queries.append(
             Query(
                 prompt,
@@ -223,7 +230,8 @@ def read_queries(path: str | Path) -> list[Query]:
 
 
 def read_tests(row: dict[str, Any], where: str) -> str:
-    """The tests of a row as one text, "" if it has none."""
+    """The tests of a row as one text, "" if it has none: asserts, HumanEval's `check`, or functions
+    as pytest calls them. Raises InputError for tests that every program would pass."""
     tests = row.get("tests") or row.get("test_list") or row.get("test")
     if not tests:
         return ""
@@ -231,16 +239,32 @@ def read_tests(row: dict[str, Any], where: str) -> str:
     parts = [part for value in given for part in (value if isinstance(value, list) else [value])]
     if not all(isinstance(part, str) for part in parts):
         raise InputError(f"{where}: tests are texts")
-    if "def check(" in "".join(parts):
+    text = re.sub(r"(?m)^from solution import .*$", "", "\n".join(parts))  # it is there already
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(f"{where}: the tests are not Python") from None
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    if "check" in functions:
         # HumanEval's tests are a function of the program's, and use what its prompt defines; the
         # prompt defines the program's function too, as yet without a body.
         entry, prompt = row.get("entry_point"), row_prompt(row, where)[-1]["content"]
-        if not re.search(r"^check\(", "\n".join(parts), re.MULTILINE):
-            parts.append(f"check({entry})")
+        if not re.search(r"^check\(", text, re.MULTILINE):
+            if not isinstance(entry, str) or not entry.isidentifier():
+                raise InputError(f"{where}: tests with check need the name of an entry_point")
+            text += f"\ncheck({entry})"
         with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
             ast.parse(prompt)
-            parts = [f"tested = {entry}", prompt, f"{entry} = tested", *parts]
-    return "\n".join(parts)
+            text = f"tested = {entry}\n{prompt}\n{entry} = tested\n{text}"
+        return text
+    named = [name for name in functions if name.startswith("test")]
+    if named:
+        return text + "".join(f"\n{name}()" for name in sorted(named))
+    runs = (ast.Assert, ast.For, ast.While, ast.With, ast.Try)
+    called = (isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) for n in body)
+    if not any(isinstance(node, runs) for node in body) and not any(called):
+        raise InputError(f"{where}: the tests test nothing")
+    return text
 
 
 # ----------------------------------------------------------------------------------- tokenized rows
@@ -292,6 +316,8 @@ class TokenizedRows:
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
+        if not (folder / "tokens.json").exists():
+            raise InputError(f"{folder}: no tokenized rows (is it the folder hft_tokens?)")
         summary = read_json(folder / "tokens.json")
         if summary.get("tokenizer") != fingerprint(tokenizer):
             raise InputError(f"{folder}: tokenized for another tokenizer or chat format")

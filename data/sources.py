@@ -12,7 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.rows import as_messages, final_answer, parse_response, read_rows, read_tests
+from data.rows import (
+    as_messages,
+    final_answer,
+    parse_response,
+    read_rows,
+    read_tests,
+    row_prompt,
+)
 from data.verify_math import is_correct
 from model import InputError
 
@@ -52,12 +59,7 @@ def first(row: dict[str, Any], *names: str) -> str:
     return ""
 
 
-TRACE = re.compile(
-    r"\s*(?:(?:<think>)?(?P<r1>.*?)</think>(?P<r1_answer>.*)"
-    r"|<\|begin_of_thought\|>(?P<sky>.*?)<\|end_of_thought\|>\s*"
-    r"<\|begin_of_solution\|>(?P<sky_answer>.*?)(?:<\|end_of_solution\|>)?\s*)",
-    re.DOTALL,
-)
+SKY = [f"<|{edge}_of_{part}|>" for part in ("thought", "solution") for edge in ("begin", "end")]
 
 
 def split_trace(text: str) -> tuple[str, str]:
@@ -65,14 +67,14 @@ def split_trace(text: str) -> tuple[str, str]:
 
     R1's <think> may be missing, where it was part of the prompt.
     """
-    match = TRACE.fullmatch(text)
-    if not match:
+    text = text.strip()
+    if text.startswith(SKY[0]):
+        thinking, _, answer = text.removeprefix(SKY[0]).partition(SKY[1])
+        answer = answer.strip().removeprefix(SKY[2]).removesuffix(SKY[3])
+    elif "</think>" in text:
+        thinking, _, answer = text.removeprefix("<think>").partition("</think>")
+    else:
         raise Skip("no thinking trace")
-    thinking, answer = (
-        (match["r1"], match["r1_answer"])
-        if match["r1"] is not None
-        else (match["sky"], match["sky_answer"])
-    )
     if not thinking.strip() or not answer.strip():
         raise Skip("thinking or answer is empty")
     return thinking.strip(), answer.strip()
@@ -93,16 +95,14 @@ def question(given: Any) -> list[dict[str, str]]:
 
 def turns(given: Any) -> tuple[list[dict[str, str]], str]:
     """(messages up to the last answer, that answer) of a conversation, in any of its spellings."""
-    roles = {"human": "user", "gpt": "assistant"}
     messages = []
     for turn in given if isinstance(given, list) else []:
         if not isinstance(turn, dict):
             raise Skip("not a conversation")
-        role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
+        if not isinstance(content, str):
             raise Skip("not a conversation")
-        messages.append({"role": roles.get(role, role), "content": content})
+        messages.append({"role": speaker(turn), "content": content})
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise Skip("no answer")
     return question(messages[:-1]), messages[-1]["content"].strip()
@@ -251,42 +251,61 @@ def generic(row: dict[str, Any]) -> Example:
     """Rows of the user's own, by the names that their fields usually have, and our HFT rows.
 
     With a response (or completion, output, generation, solution; or a conversation's last turn),
-    `answer` is the final answer that it is checked against. Alone, `answer` is both the response
-    and the final answer, and cannot vouch for itself.
+    `answer` is the final answer that it is checked against. Alone, `answer` (or `solution`) is both
+    the response and the final answer, and cannot vouch for itself.
 
     `answer` may be a list; `reward_model.ground_truth` is one, too.
     """
     truth = row.get("reward_model")
-    given = row.get("answer", truth.get("ground_truth") if isinstance(truth, dict) else None)
-    gold = [first({"": one}, "") for one in (given if isinstance(given, list) else [given])]
-    gold = [final_answer(one) for one in gold if one]
-    if row.get("messages") or row.get("conversations"):
-        prompt, response = turns(row.get("messages") or row["conversations"])
+    truth = truth.get("ground_truth") if isinstance(truth, dict) else None
+    given = next((one for one in (row.get("answer"), truth) if one not in (None, "", [])), None)
+    golds = [first({"": one}, "") for one in (given if isinstance(given, list) else [given])]
+    golds = [one for one in golds if one]
+    turns_of = row.get("messages") or row.get("conversations")
+    if isinstance(turns_of, list) and speaker(turns_of[-1]) == "assistant":
+        prompt, response = turns(turns_of)
     else:
-        asked = "\n".join(filter(None, (first(row, "instruction"), first(row, "input"))))
-        prompt = question(row.get("prompt") or row.get("problem") or row.get("question") or asked)
-        response = first(row, "response", "completion", "output", "generation", "solution")
+        prompt = usable_prompt(row)
+        response = first(row, "response", "completion", "output", "generation")
+        response = response or (first(row, "solution") if golds else "")
+    golds = golds or list(filter(None, [first(row, "solution")]))
     thinking = first(row, "thinking", "reasoning", "reasoning_content")
     if (wrapped := parse_response(response)).well_formed:
         thinking, response = wrapped.thinking, wrapped.answer
-    elif "</think>" in response:
+    elif response.startswith(("<think>", SKY[0])):
         thinking, response = split_trace(response)
     try:
         tests = read_tests(row, "row")
     except InputError as error:
         raise Skip(str(error)) from None
+    if row.get("answer") is not None and not golds and not response and not tests:
+        raise Skip("no answer")
     domain = first(row, "domain") or "general"
     domain = {"math": "maths"}.get(domain, domain)
     return Example(
         prompt,
         domain if domain in DOMAINS else "other",
-        answer=response or next(iter(gold), ""),
+        answer=response or next(iter(golds), ""),
         thinking=thinking,
-        gold=[] if tests else gold,
+        gold=[] if tests else [final_answer(one) for one in golds],
         stated=not response,
         tests=tests,
         level=first(row, "level", "difficulty"),
     )
+
+
+def usable_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
+    """The question of a row without a whole conversation."""
+    try:
+        return question(row_prompt(row, ""))
+    except InputError:
+        raise Skip("no prompt") from None
+
+
+def speaker(turn: Any) -> str:
+    """The role of one turn of a conversation, in any of its spellings."""
+    role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else ""
+    return {"human": "user", "gpt": "assistant"}.get(str(role), str(role))
 
 
 RECIPES: dict[str, Recipe | type[OASST]] = {

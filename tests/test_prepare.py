@@ -108,12 +108,18 @@ def test_queries_that_differ_in_case_spacing_and_ends_of_clauses_are_the_same():
 
 @pytest.mark.parametrize(
     "pair",
-    ["2x+1|2x-1", "2(x+1)|2x+1", "2.5|25", "f'(2)|f(2)", "f''(2)|f'(2)", "5!|5", "2³|23", "1:2|1,2",
+    ["2ⁿ|2n", "xy!|xy", "AB'|AB", "5\"|5", "2x+1|2x-1", "2(x+1)|2x+1",
+     "2.5|25", "f'(2)|f(2)", "f''(2)|f'(2)", "5!|5", "2³|23", "1:2|1,2",
      "P(A')|P(A)", "a != b|a = b", "a[:-1]|a[-1]", "gcd(1,2)|gcd(1.2)", "x_1|x1"],
 )  # fmt: skip
 def test_a_sign_makes_another_question(pair):
     questions = [f"What is ${part}$?" for part in pair.split("|")]
     assert unique(questions)[0] == questions
+
+
+def test_marks_at_the_ends_of_words_make_no_other_question():
+    given = ["Hello there! Who wrote the boys' book?", 'hello there who wrote the "boys" book']
+    assert unique(given)[0] == given[:1]
 
 
 def test_a_conversation_is_another_question_if_anything_in_it_is():
@@ -144,6 +150,15 @@ def test_another_number_makes_another_exercise():
     given = [f"{text(0, 50)} {n} {text(1, 50)}" for n in (3, 4)]
     assert unique(given)[0] == given
     assert len(unique([given[0], given[0] + " please"])[0]) == 1
+
+
+def test_another_name_or_final_answer_makes_another_exercise():
+    given = [f"{text(0, 90)} Find {name}." for name in ("DE", "DF")]
+    assert unique(given)[0] == given
+    alike = [example(f"{text(0, 90)} Find the {what}.") for what in ("area", "perimeter")]
+    alike[0].gold, alike[1].gold = ["6"], ["10"]
+    with sqlite3.connect(":memory:") as seen:
+        assert list(prepare.unique(alike, seen, 0.9, Report())) == alike
 
 
 def test_minhash_estimates_the_jaccard_index_of_shingles():
@@ -187,6 +202,32 @@ def test_a_short_evaluation_question_is_found_inside_a_prompt(tmp_path):
     assert evaluation.contains("请问，多少人住在北京市里呢").startswith("8 words")
     assert evaluation.contains("hello") == "an evaluation question"
     assert evaluation.contains("Say hello to Simplify.") == ""  # one word says nothing
+
+
+def test_what_many_evaluation_questions_share_gives_none_of_them_away(tmp_path):
+    path = tmp_path / "test.jsonl"
+    shared = "Please reason step by step, and put your final answer within a box."
+    rows = [{"prompt": f"{text(i, 9)}? {shared}"} for i in range(20)]
+    rows += [{"prompt": [{"role": "system", "content": shared}, {"role": "user", "content": q}]}
+             for q in ("What is 17*3+2?", "Name 1 and 23.")]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = Evaluation([str(path)], 8)
+    assert evaluation.contains(f"What is 4+4? {shared}") == ""
+    assert evaluation.contains(f"What is 17*3+2? {shared}") == "a short evaluation question inside"
+    assert evaluation.contains(f"So: {text(3, 9)}").startswith("8 words")
+    assert prepare.squeezed(["a", "1", "23", "b"]) == "a1 23b"
+    assert evaluation.contains("name 1 and 23") and not evaluation.contains("Name 12 and 3")
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [(r"Compute $10²+3²$ now.", "Oh, compute $10^2 + 3^2$ now"),
+     (r"Is it \text{cm} or 1,000 m?", "Tell me: is it cm or 1000 m")],
+)  # fmt: skip
+def test_other_spellings_do_not_hide_a_short_question(ways, tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"prompt": ways[0]}) + "\n")
+    assert Evaluation([str(path)], 8).contains(ways[1]) == "a short evaluation question inside"
 
 
 def test_other_ways_to_write_the_same_latex_do_not_hide_a_question(tmp_path):
@@ -250,7 +291,7 @@ def write_source(path, count=40):
         if i % 2:
             rows[-1]["thinking"] = f"{question}{a + b + 10}"
     rows[1]["answer"] = "0"
-    rows += [{"prompt": "9+9=", "response": "<think>18"}, rows[2], {"prompt": ""}]
+    rows += [{"prompt": "9+9=", "response": "18</think>"}, rows[2], {"prompt": ""}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -411,6 +452,12 @@ def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
         {"prompt": "What is 30+4?", "answer": "Adding, we get <<30+4=34>>34.\n#### 34"},
         {"prompt": "Tell me a joke.", "response": "Why did the cat …"},
         {"messages": [{"role": r, "content": r} for r in ("user", "assistant")]},
+        {"prompt": "1+1?", "answer": None, "reward_model": {"ground_truth": "2"}},
+        {"prompt": "2+1?", "answer": "", "reward_model": {"ground_truth": "3"}},
+        {"problem": "3+1?", "solution": "4"},
+        {"prompt": "4+1?", "answer": ""},
+        {"conversations": [{"from": "human", "value": "And you?"}]},
+        {"prompt": "And they?", "conversations": [{"from": "human", "value": "And they?"}]},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = PrepareSettings(
@@ -427,6 +474,10 @@ def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
         (["34"], "", ""),
         ([], "", ""),
         ([], "", ""),
+        (["2"], "", ""),
+        (["3"], "", ""),
+        (["4"], "", ""),
+        ([], "", ""),  # the row with an empty answer, and one without a prompt, are counted
     ]
 
 

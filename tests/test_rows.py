@@ -146,6 +146,37 @@ def test_only_gsm8ks_answers_come_after_a_mark():
         assert final_answer(text) == text
 
 
+def test_functions_as_pytest_calls_them_are_called(tmp_path):
+    tests = "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"
+    (query,) = read_queries(write_lines(tmp_path / "rows.jsonl", {"prompt": "q", "test": tests}))
+    assert "solution" not in query.tests and query.tests.endswith("\ntest_add()")
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"tests": '{"inputs": ["1"], "outputs": ["2"]}'}, "test nothing"),
+        ({"test": "no", "answer": "2"}, "test nothing"),
+        ({"tests": "import unittest\nif __name__ == '__main__':\n    main()"}, "test nothing"),
+        ({"tests": "assert ("}, "not Python"),
+        ({"tests": "(" * 10_000}, "not Python"),
+        ({"tests": "def check(f):\n    assert f(1)"}, "entry_point"),
+        ({"tests": "def check(f):\n    assert f(1)", "entry_point": "S().add"}, "entry_point"),
+    ],
+)
+def test_tests_that_every_program_or_none_would_pass_are_refused(row, message, tmp_path):
+    with pytest.raises(InputError, match=f":1: .*{message}"):
+        read_queries(write_lines(tmp_path / "rows.jsonl", {"prompt": "q", **row}))
+
+
+def test_alpacas_text_is_not_its_prompt_but_its_input_belongs_to_it(tmp_path):
+    row = {"instruction": "Translate.", "input": "Bonjour", "output": "Hi", "text": "all of it"}
+    rows = [row, {"prompt": " ", "question": "Why?", "id": None, "task_id": "x"}]
+    queries = read_queries(write_lines(tmp_path / "rows.jsonl", *rows))
+    assert [q.prompt[0]["content"] for q in queries] == ["Translate.\nBonjour", "Why?"]
+    assert queries[1].id == "x"
+
+
 @pytest.mark.parametrize(
     "prompt", ["-" * 100_000 + "1", "a" + ".b" * 50_000, [{"role": "user", "content": "f?"}]]
 )

@@ -1,5 +1,8 @@
 """data/sources.py: one row of each public set, as it is published, and rows that cannot be used."""
 
+import contextlib
+import time
+
 import pytest
 
 from data.sources import OASST, RECIPES, Skip, read_source, split_trace
@@ -172,6 +175,24 @@ def test_a_row_that_cannot_be_used_is_skipped_with_the_reason(name, row, reason)
 
 def test_r1s_opening_tag_may_have_been_part_of_the_prompt():
     assert split_trace("6 times 7\n</think>\nIt is \\boxed{42}.") == READ
+
+
+def test_a_tag_that_is_only_mentioned_is_no_trace():
+    example = RECIPES["generic"]({"prompt": "q", "response": "Use `</think>` to close it."})
+    assert (example.thinking, example.answer) == ("", "Use `</think>` to close it.")
+
+
+def test_a_response_with_headings_stays_whole():
+    text = "Intro.\n\n#### Dough\nMix.\n#### Bake"
+    assert RECIPES["generic"]({"prompt": "q", "answer": text}).answer == text
+
+
+@pytest.mark.parametrize("text", [" " * 10**6, "\n" * 10**6, SKY + " " * 10**6 + "z"])
+def test_a_long_blank_is_read_in_no_time(text):
+    began = time.perf_counter()
+    with contextlib.suppress(Skip):
+        split_trace(text)
+    assert time.perf_counter() - began < 1
 
 
 def test_a_row_keeps_everything_but_line_ends_of_other_systems():
