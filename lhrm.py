@@ -60,6 +60,7 @@ from data.rows import (
     parse_response,
     read_hft_rows,
     read_queries,
+    write_row,
 )
 from data.verify_code import extract_code
 from model import (
@@ -1054,7 +1055,7 @@ def write_lines(path: Path, rows: Iterable[Any], mode: str = "w") -> None:
     """Each row as a line of JSON."""
     with open(path, mode, encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            write_row(row, file)
 
 
 def route(queries: Sequence[Query], classifier: str | None) -> list[str]:

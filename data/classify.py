@@ -188,20 +188,22 @@ def load(folder: str | None) -> Classifier | Rules:
 
 
 @dataclass
-class EvaluateSettings:
-    """Measure a classifier, or the rules, on files of simple and of complex queries."""
-
-    model_name_or_path: str | None = setting(None, "classifier folder; none: the rules")
+class Classes:
     simple: str | None = setting(None, "rows of simple queries; several files with commas between")
     complex: str | None = setting(None, "rows of complex queries, likewise")
 
 
 @dataclass
-class TrainSettings:
+class EvaluateSettings(Classes):
+    """Measure a classifier, or the rules, on files of simple and of complex queries."""
+
+    model_name_or_path: str | None = setting(None, "classifier folder; none: the rules")
+
+
+@dataclass
+class TrainSettings(Classes):
     """Train a classifier on files of simple and of complex queries."""
 
-    simple: str | None = setting(None, "rows of simple queries; several files with commas between")
-    complex: str | None = setting(None, "rows of complex queries, likewise")
     output_dir: str | None = setting(None, "where the classifier goes")
     num_train_epochs: int = setting(5, "times that the larger class is seen", minimum=1)
     learning_rate: float = setting(0.5, "of the first step; falls linearly to 0")
@@ -212,7 +214,7 @@ class TrainSettings:
     validation_ratio: float = setting(0.1, "of the queries, not trained on", maximum=0.9)
 
 
-def read_classes(settings: TrainSettings | EvaluateSettings) -> list[list[str]]:
+def read_classes(settings: Classes) -> list[list[str]]:
     """The simple and the complex queries of the files: the last message of each row's prompt."""
     classes: list[list[str]] = []
     for name in ("simple", "complex"):

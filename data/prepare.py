@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -47,6 +47,7 @@ from data.rows import (
     row_prompt,
     split_paths,
     token_writer,
+    write_row,
 )
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
 from data.verify_code import extract_code, run_tests
@@ -528,10 +529,6 @@ def write_set(
                 write_row(row, file)
                 write_tokens(*ids)
                 report.describe(row, ids)
-
-
-def write_row(row: dict[str, Any], file: IO[str]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def prepare(kind: str, settings: PrepareSettings) -> Report:

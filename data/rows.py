@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -109,6 +109,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{path}: no rows")
 
 
+def write_row(row: Any, file: IO[str]) -> None:
+    """A line that `read_rows` reads back."""
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def as_messages(given: Any, where: str, role: str = "user") -> list[dict[str, str]]:
     """Messages, given as such or as the text of a single one of `role`."""
     messages = [{"role": role, "content": given}] if isinstance(given, str) else given
@@ -167,13 +172,18 @@ def split_paths(paths: str | Path) -> list[str]:
 PROMPTS = ("prompt", "problem", "question", "instruction", "text")
 
 
-def row_prompt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
-    """The messages of a query, whatever its set calls them; Alpaca's `input` belongs to them."""
+def prompt_of(row: dict[str, Any]) -> Any:
+    """The prompt of a query, whatever its set calls it; Alpaca's `input` belongs to it."""
     name = next((name for name in PROMPTS if row.get(name) and str(row[name]).strip()), "prompt")
     prompt, extra = row.get(name), row.get("input")
     if name == "instruction" and isinstance(extra, str) and extra.strip():
-        prompt = f"{prompt}\n{extra}"
-    return as_messages(prompt, where)
+        return f"{prompt}\n{extra}"
+    return prompt
+
+
+def row_prompt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """The messages of a query."""
+    return as_messages(prompt_of(row), where)
 
 
 def final_answer(text: str) -> str:

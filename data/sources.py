@@ -16,9 +16,9 @@ from data.rows import (
     as_messages,
     final_answer,
     parse_response,
+    prompt_of,
     read_rows,
     read_tests,
-    row_prompt,
 )
 from data.verify_math import is_correct
 from model import InputError
@@ -49,14 +49,15 @@ class Skip(Exception):
 Recipe = Callable[[dict[str, Any]], Example]
 
 
+def as_text(value: Any) -> str:
+    """A text or a number without the space around it; anything else is ""."""
+    usable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return str(value).strip() if usable else ""
+
+
 def first(row: dict[str, Any], *names: str) -> str:
-    """The first of these fields that is a text or a number and not blank, or ""."""
-    for name in names:
-        value = row.get(name)
-        usable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        if usable and str(value).strip():
-            return str(value).strip()
-    return ""
+    """The first of these fields that is not blank, or ""."""
+    return next(filter(None, (as_text(row.get(name)) for name in names)), "")
 
 
 SKY = [f"<|{edge}_of_{part}|>" for part in ("thought", "solution") for edge in ("begin", "end")]
@@ -259,13 +260,12 @@ def generic(row: dict[str, Any]) -> Example:
     truth = row.get("reward_model")
     truth = truth.get("ground_truth") if isinstance(truth, dict) else None
     given = next((one for one in (row.get("answer"), truth) if one not in (None, "", [])), None)
-    golds = [first({"": one}, "") for one in (given if isinstance(given, list) else [given])]
-    golds = [one for one in golds if one]
+    golds = list(filter(None, map(as_text, given if isinstance(given, list) else [given])))
     turns_of = row.get("messages") or row.get("conversations")
     if isinstance(turns_of, list) and speaker(turns_of[-1]) == "assistant":
         prompt, response = turns(turns_of)
     else:
-        prompt = usable_prompt(row)
+        prompt = question(prompt_of(row))
         response = first(row, "response", "completion", "output", "generation")
         response = response or (first(row, "solution") if golds else "")
     golds = golds or list(filter(None, [first(row, "solution")]))
@@ -292,14 +292,6 @@ def generic(row: dict[str, Any]) -> Example:
         tests=tests,
         level=first(row, "level", "difficulty"),
     )
-
-
-def usable_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
-    """The question of a row without a whole conversation."""
-    try:
-        return question(row_prompt(row, ""))
-    except InputError:
-        raise Skip("no prompt") from None
 
 
 def speaker(turn: Any) -> str:
