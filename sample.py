@@ -1,4 +1,4 @@
-"""Batched, KV-cached sampling, the mode forced (Eq. 1, 5, 6) or left to the model; a small chat.
+"""Batched, KV-cached sampling, the mode forced (Eq. 1, 5) or left to the model; a small chat.
 
     python sample.py --model_name_or_path runs/lab/hgpo --prompt "7+5-3="
     python sample.py --model_name_or_path runs/lab/hgpo --prompt_file questions.txt --mode think
@@ -10,32 +10,29 @@ Shapes: R rows = prompts × num_generations, V vocabulary.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
 import hashlib
 import json
-import math
-import os
-import signal
 import sys
 import time
-import typing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from model import SAMPLING, InputError, KVCache, Tokenizer, Transformer, is_main_process
+from data.cli import InputError, parse_settings, run_command, setting
+from data.modes import MODES
+from data.tokenizer import SAMPLING, Messages, Tokenizer
+from model import KVCache, Transformer
 
-MODES = ("think", "no_think")  # ⊢ and ⊬; a mode's number is its place here
-MAX_TOKENS = 2**20  # that a response may have, for the sake of memory
-Messages = list[dict[str, str]]  # a conversation
+MAX_TOKENS = 2**20  # largest max_new_tokens: memory for all the tokens is allocated beforehand
+SMALLER_BATCH = 0.75  # share of unfinished rows at which a smaller batch is worth copying the cache
+NO_TOKEN = -1  # in the place of a tag, where none is forced
 
 
 @dataclass
@@ -50,6 +47,7 @@ class Completion:
 @torch.no_grad()
 def generate(
     model: Transformer,
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -58,20 +56,18 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    eos_ids: Sequence[int],
-    think_id: int,
-    no_think_id: int,
     seed: int | Sequence[int] = 0,
     on_token: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """Sample `num_generations` responses to each of `prompts`.
+    """Sample `num_generations` responses to each of `prompts`: a ~ P(a | q, m) of Eq. 1.
 
-    modes: per prompt the mode whose tag opens its responses (Eq. 5), or None to let the model
-    choose (Eq. 1). A forced tag is token 1 of the response, and its log-prob is the model's own.
-    temperature 0 is greedy (log-probs are then those at temperature 1); top_k 0 and top_p 1 are
-    off. seed: one for the call, or one per prompt; a prompt's responses depend on its seed (and
-    its place, if there is only one), not on the other prompts. on_token is called with each id
-    as it is drawn, for a single response. Raises InputError for settings that make no sense.
+    modes: for each prompt the mode whose tag opens its responses (Eq. 1, 5), or None: the model
+    chooses (the π(q) of Eq. 3, the m_p of Eq. 13). The tag is token t = 1 of a response (index 0),
+    and its log-prob is the model's own, forced or not. temperature 0 is greedy (log-probs are then
+    those at temperature 1); top_k 0 and top_p 1 are off. seed: one for the call, or one for each
+    prompt. A prompt's responses depend on its own seed (or on the call's, and its place), not on
+    the other prompts. on_token is called with each id as it is drawn, for a single response.
+    Raises InputError for settings that make no sense.
     """
     modes = [None] * len(prompts) if modes is None else modes
     seeds = [mix_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
@@ -85,16 +81,17 @@ def generate(
     if unknown := set(modes) - {*MODES, None}:
         raise InputError(f"unknown mode {unknown.pop()!r}: think, no_think or None")
 
+    # 1. One uniform number for each response and token, drawn beforehand from the prompt's own
+    #    seed: so a response does not depend on what else is in the batch.
     device = next(model.parameters()).device
-    stop = torch.tensor(list(eos_ids), device=device)
-    forced_id = {"think": think_id, "no_think": no_think_id, None: -1}
-    forced = torch.tensor([forced_id[mode] for mode in modes], device=device)
-    forced = forced.repeat_interleave(num_generations)  # (R,)
-    # All the randomness there will be: one uniform number per response and token.
     uniform = torch.stack([uniform_numbers(s, num_generations, max_new_tokens) for s in seeds])
     uniform = uniform.flatten(0, 1).to(device)  # (R, max_new_tokens)
+    stop = torch.tensor(tokenizer.eos_ids, device=device)
+    tags = {"think": tokenizer.think_id, "no_think": tokenizer.no_think_id, None: NO_TOKEN}
+    forced = torch.tensor([tags[mode] for mode in modes], device=device)
+    forced = forced.repeat_interleave(num_generations)  # (R,)
 
-    # Prefill each distinct prompt once, then fan its cache out to all of its responses.
+    # 2. Prefill each distinct prompt once, then fan its cache out to all of its responses.
     distinct = {tuple(prompt): None for prompt in prompts}
     place = {prompt: i for i, prompt in enumerate(distinct)}
     logits, cache = prefill(model, list(distinct), device)
@@ -103,6 +100,7 @@ def generate(
     cache.select(rows)
     logits = logits[rows]  # (R, V): every response draws its own first token
 
+    # 3. Draw a token for every unfinished response and feed it back, until all have finished.
     total = len(rows)
     ids = torch.zeros(total, max_new_tokens, dtype=torch.long, device=device)
     log_probs = torch.zeros(total, max_new_tokens, device=device)
@@ -110,22 +108,22 @@ def generate(
     finished = torch.zeros(total, dtype=torch.bool, device=device)
     live = torch.arange(total, device=device)  # the responses that the cache's rows belong to
     for t in range(max_new_tokens):
-        scores = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # Eq. 1
-        if t == 0 and scores.isnan().any():
+        choices = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (live, V)
+        if t == 0 and choices.isnan().any():
             raise InputError("the model's logits are not numbers: its weights are damaged")
-        tokens = draw(scores, uniform[live, t], temperature, top_k, top_p)
-        if t == 0:
-            tokens = torch.where(forced >= 0, forced, tokens)  # Eq. 5
+        tokens = draw(choices, uniform[live, t], temperature, top_k, top_p)
+        if t == 0:  # the mode tag
+            tokens = torch.where(forced == NO_TOKEN, tokens, forced)  # Eq. 5
         if on_token is not None:
             on_token(int(tokens[0]))
         ids[live, t] = tokens
-        log_probs[live, t] = scores.gather(1, tokens[:, None]).squeeze(1)
+        log_probs[live, t] = choices.gather(1, tokens[:, None]).squeeze(1)  # log π(o_t)  Eq. 1
         lengths[live] += ~finished[live]
         finished[live] |= torch.isin(tokens, stop)
         unfinished = (~finished[live]).nonzero().squeeze(1)
         if len(unfinished) == 0 or t + 1 == max_new_tokens:
             break
-        if len(unfinished) <= 0.75 * len(live):  # a smaller batch is worth copying the cache for
+        if len(unfinished) <= SMALLER_BATCH * len(live):
             cache.select(unfinished)
             live, tokens = live[unfinished], tokens[unfinished]
         logits = model(tokens[:, None], cache=cache)[:, 0]  # (live, V)
@@ -161,9 +159,7 @@ def prefill(
 ) -> tuple[Tensor, KVCache]:
     """Run ragged prompts through the model: logits after each one's last token, (B, V); cache."""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-    for row, prompt in zip(ids, prompts):
-        row[: len(prompt)] = torch.tensor(prompt)
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)  # (B, T)
     cache = KVCache(len(prompts), device)
     rows = torch.arange(len(prompts), device=device)
     logits = model(
@@ -175,15 +171,16 @@ def prefill(
     return logits, cache
 
 
-def draw(scores: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def draw(
+    log_probs: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
+) -> Tensor:
     """One token per row by inverting the cumulative distribution: (R, V), (R,) -> (R,).
 
-    scores: log-probabilities. In fp64, where a cumulative sum is exact enough that a token of
-    probability 0 is never drawn.
+    In fp64, where a cumulative sum is exact enough that a token of probability 0 is never drawn.
     """
     if temperature == 0:
-        return scores.argmax(-1)
-    probs = scores.double().exp()
+        return log_probs.argmax(-1)
+    probs = log_probs.double().exp()
     if top_k or top_p < 1:
         ordered, order = probs.sort(dim=-1, descending=True)
         if top_k:
@@ -198,79 +195,6 @@ def draw(scores: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
 
 
 # ------------------------------------------------------------------------------------- command line
-
-
-def setting(
-    default: Any,
-    help: str,
-    choices: Sequence[str] | None = None,
-    minimum: float = 0,
-    maximum: float = math.inf,
-) -> Any:
-    """A field of a settings dataclass: its default, a line that explains it, what it may be.
-
-    minimum and maximum bound numbers, which must be finite.
-    """
-    limits = {"minimum": minimum, "maximum": maximum}
-    return field(default=default, metadata={"help": help, "choices": choices, **limits})
-
-
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
-S = typing.TypeVar("S")
-
-
-def parse_settings(
-    cls: type[S], prog: str, arguments: Sequence[str], lab: dict[str, Any] | None = None
-) -> S:
-    """Settings `cls` from the command line, one `--name value` per field of the dataclass.
-
-    lab: the defaults that change when no `--model_name_or_path` is given. Raises InputError for an
-    unknown setting or a value of the wrong kind.
-    """
-    parser = OneLineParser(prog=prog, description=cls.__doc__, allow_abbrev=False)
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind = next(t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if t)
-        shown = f"{f.metadata['help']} (default: {f.default}"
-        shown += f"; lab: {lab[f.name]})" if lab and f.name in lab else ")"
-        options: dict[str, Any] = {"type": kind, "choices": f.metadata["choices"]}
-        if kind is bool:
-            options |= {"type": parse_bool, "nargs": "?", "const": True}
-        parser.add_argument(
-            f"--{f.name}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **options
-        )
-    given = vars(parser.parse_args(arguments))
-    for f in dataclasses.fields(cls):
-        value, low, high = given.get(f.name), f.metadata["minimum"], f.metadata["maximum"]
-        if type(value) in (int, float) and not (low <= value <= high and math.isfinite(value)):
-            upper = f" and at most {high}" if high < math.inf else ""
-            raise InputError(f"--{f.name} {value}: must be at least {low}{upper}")
-    base = lab if lab and "model_name_or_path" not in given else {}
-    return cls(**{**base, **given})
-
-
-def parse_bool(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command; bad input becomes one line on standard error and exit code 2."""
-    try:
-        main()
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError) as error:
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 @dataclass
@@ -312,21 +236,24 @@ def main() -> None:
     system = [{"role": "system", "content": settings.system}] if settings.system else []
 
     def answer(
-        conversations: Sequence[Messages], seed: int, mode: str, **options: Any
+        conversations: Sequence[Messages],
+        seed: int,
+        mode: str,
+        num_generations: int = 1,
+        on_token: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         return generate(
             model,
+            tokenizer,
             [tokenizer.encode_chat([*system, *messages]) for messages in conversations],
             modes=[None if mode == "auto" else mode] * len(conversations),
+            num_generations=num_generations,
             max_new_tokens=settings.max_completion_length,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
-            eos_ids=tokenizer.eos_ids,
-            think_id=tokenizer.think_id,
-            no_think_id=tokenizer.no_think_id,
             seed=mix_seed(settings.seed, seed),
-            **options,
+            on_token=on_token,
         )
 
     if prompts is None:
@@ -337,8 +264,7 @@ def main() -> None:
     for i in bar:
         chunk = prompts[i : i + settings.batch_size]
         conversations = [[{"role": "user", "content": prompt}] for prompt in chunk]
-        n = settings.num_generations
-        responses = answer(conversations, i, settings.mode, num_generations=n)
+        responses = answer(conversations, i, settings.mode, settings.num_generations)
         for prompt, completions in zip(chunk, responses):
             texts = [response_text(tokenizer, completion) for completion in completions]
             if not alone:
@@ -418,8 +344,8 @@ def chat(
             began = time.perf_counter()
             try:
                 conversation = [*messages, question]
-                with interrupted_between_tokens(streamer(tokenizer)) as show:
-                    completion = answer([conversation], turn, mode, on_token=show)[0][0]
+                show = streamer(tokenizer)
+                completion = answer([conversation], turn, mode, on_token=show)[0][0]
             except KeyboardInterrupt:
                 print(" [stopped: this turn is forgotten]")
                 continue
@@ -432,33 +358,6 @@ def chat(
             print(f" [{cut}{len(completion.ids)} tokens, {len(completion.ids) / seconds:.0f}/s]")
             if len(tokenizer.encode_chat(messages)) > max_tokens:
                 print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
-
-
-@contextlib.contextmanager
-def interrupted_between_tokens(show: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
-    """`show`, which now also raises KeyboardInterrupt if Ctrl-C was pressed before.
-
-    At any moment it might be raised in a destructor, where Python swallows it. Pressed again, it is
-    raised at once.
-    """
-    pressed = False
-
-    def note(*_: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    def show_or_stop(token: int) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        show(token)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield show_or_stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def streamer(tokenizer: Tokenizer) -> Callable[[int], None]:

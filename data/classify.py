@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
-import shutil
 import sys
 import zlib
 from collections.abc import Sequence
@@ -28,13 +26,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.rows import read_rows, row_prompt, split_paths
-from model import InputError, copy_tensor, read_header, read_json, write_json
-from sample import mix_seed, parse_settings, run_command, setting
+from data.cli import InputError, parse_settings, read_json, run_command, setting, write_json
+from data.modes import MODES, NO_THINK, THINK
+from data.rows import Query, read_rows, row_prompt, split_paths
+from model import read_header, save_tensors
+from sample import mix_seed
 
 THRESHOLD = 0.5  # from this score on a query counts as complex
 MAX_CHARACTERS = 2000  # read of a query: its kind is clear by then, and the work stays bounded
@@ -108,10 +108,7 @@ class Classifier(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "classifier.json", self.sizes)
-        partial = folder / ".classifier.safetensors.partial"
-        save_file(self.state_dict(), partial)
-        shutil.copymode(folder / "classifier.json", partial)  # safetensors makes it private
-        os.replace(partial, folder / "classifier.safetensors")
+        save_tensors(self.state_dict(), folder / "classifier.safetensors")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Classifier:
@@ -139,10 +136,10 @@ class Classifier(nn.Module):
                     f"{weights}: tensor {name} is {found.get(name, 'missing')}, "
                     f"{path.name} asks for {wanted.get(name, 'none')}"
                 )
-        for name, tensor in classifier.to_empty(device="cpu").state_dict().items():
-            copy_tensor(weights, name, tensor)
-            if not tensor.isfinite().all():
-                raise InputError(f"{weights}: tensor {name} has values that are not finite")
+        tensors = load_file(weights)
+        if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise InputError(f"{weights}: tensor {odd[0]} has values that are not finite")
+        classifier.load_state_dict(tensors, assign=True)
         return classifier
 
 
@@ -184,6 +181,12 @@ def load(folder: str | None) -> Classifier | Rules:
     return Rules() if folder is None else Classifier.from_pretrained(folder)
 
 
+def route(queries: Sequence[Query], folder: str | None) -> list[str]:
+    """The mode of each query by a classifier, or by the rules: the training-free baseline."""
+    complexities = load(folder).predict([query.prompt[-1]["content"] for query in queries])
+    return [MODES[THINK if c >= THRESHOLD else NO_THINK] for c in complexities]
+
+
 # ------------------------------------------------------------------------------------ the commands
 
 
@@ -205,11 +208,11 @@ class TrainSettings(Classes):
     """Train a classifier on files of simple and of complex queries."""
 
     output_dir: str | None = setting(None, "where the classifier goes")
-    num_train_epochs: int = setting(5, "times that the larger class is seen", minimum=1)
+    num_train_epochs: int = setting(5, "times that the larger class is seen")
     learning_rate: float = setting(0.5, "of the first step; falls linearly to 0")
-    num_buckets: int = setting(2**18, "embeddings, shared by n-grams of the same hash", minimum=1)
-    dim: int = setting(16, "size of an embedding", minimum=1)
-    ngrams: int = setting(2, "words in the longest n-gram", minimum=1)
+    num_buckets: int = setting(2**18, "embeddings, shared by n-grams of the same hash")
+    dim: int = setting(16, "size of an embedding")
+    ngrams: int = setting(2, "words in the longest n-gram")
     seed: int = setting(0, "of the start, the order and the split", maximum=2**63 - 1)
     validation_ratio: float = setting(0.1, "of the queries, not trained on", maximum=0.9)
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data.rows import Query, parse_response
+from data.cli import InputError
+from data.modes import parse_response
+from data.rows import Query
+from data.tokenizer import Messages, Tokenizer
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
-from model import Config, InputError, Tokenizer, Transformer, has_chat_template
-from sample import MODES, Completion, Messages, response_text
-
-THINK, NO_THINK, NEITHER = 0, 1, -1  # modes as numbers, by the tag that opens a response
+from model import Config, Transformer
+from sample import Completion, response_text
 
 
 def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
@@ -48,7 +49,7 @@ VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}  # of
 class Judged:
     """A sampled response with its reward."""
 
-    mode: int  # THINK, NO_THINK, or NEITHER: the tag that opens it
+    mode: int  # by the tag that opens it: THINK, NO_THINK or NEITHER of data/modes.py
     reward: float | None  # Eq. 7: 0 unless well formed; by rule, 1 if right; None: not judged
     length: int  # in generated tokens
     finished: bool
@@ -74,7 +75,7 @@ def judge(
         same = VERIFIERS[verifier]
         right = well_formed and any(same(response.answer, gold) for gold in query.answers)
     return Judged(  # Eq. 7
-        mode=NEITHER if response.mode is None else MODES.index(response.mode),
+        mode=response.mode_number,
         reward=float(right) if query.definite else None,
         length=len(completion.ids),
         finished=completion.finished,
@@ -116,8 +117,8 @@ def judge_all(
     places = [i for i in open_ended if judged[i].well_formed]
     if places:
         answers = [parse_response(judged[i].text).answer for i in places]
-        scores = reward_model.score([cases[i][0].prompt for i in places], answers)
-        for i, reward in zip(places, scores.sigmoid().tolist()):  # Eq. 7
+        rewards = reward_model.rewards([cases[i][0].prompt for i in places], answers)  # Eq. 7
+        for i, reward in zip(places, rewards.tolist()):
             judged[i].reward = reward
     return judged
 
@@ -125,22 +126,21 @@ def judge_all(
 class RewardModel:
     """The judge of answers to queries without a definite one (Eq. 7): a sequence classifier.
 
-    Its score is a logit without bounds. As a reward it goes through a sigmoid, to lie in (0, 1)
+    What it gives an answer is a logit, without bounds. The reward is its sigmoid, to lie in (0, 1)
     between the rewards by rule, on whose scale δ (Eq. 9) and the margin of H_acc are.
 
-    It is whole on every process: each has answers of its own to score, and the collectives of a
+    It is whole on every process: each has answers of its own to judge, and the collectives of a
     sharded model would leave a process that has fewer batches waiting. bf16 on a GPU, else fp32.
     """
 
     def __init__(self, folder: str | Path, batch_size: int, device: torch.device) -> None:
-        """Load a model folder; `batch_size` conversations are scored at a time."""
+        """Load a model folder; `batch_size` conversations are judged at a time."""
         config = Config.from_pretrained(folder)
         self.batch_size, self.device = batch_size, device
         self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
         unfit = {
             "it has no score head": not config.score_head,
-            "it has no chat template": not has_chat_template(Path(folder)),
-            "we do not know its chat template": self.tokenizer.chat is None,
+            "it has no chat template": self.tokenizer.chat_template is None,
             "it has more tokens than embeddings": len(self.tokenizer) > config.vocab_size,
         }
         if reasons := [reason for reason, found in unfit.items() if found]:
@@ -149,33 +149,33 @@ class RewardModel:
         self.model = Transformer.from_pretrained(folder, dtype, device).eval()
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
-        """The score of each answer to its prompt, (R,) fp64 on the CPU.
+    def rewards(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
+        """r(o) of Eq. 7 for each answer to its prompt: (R,) fp64 in (0, 1), on the CPU.
 
-        It is read at the last token that the chat template writes, where such models are trained to
-        have it. Equal conversations are scored once: rounding differs with the batch, and equal
-        answers must stay equal in Eq. 9. A conversation longer than the model's positions scores
-        −inf, reward 0, with a warning.
+        The logit is read at the last token that the chat template writes, where such models are
+        trained to have it. Equal conversations are judged once: rounding differs with the batch,
+        and equal answers must stay equal in Eq. 9. A conversation longer than the model's positions
+        gets 0, with a warning.
         """
         rows = []
         for prompt, answer in zip(prompts, answers):
             messages = [*prompt, {"role": "assistant", "content": answer}]
             rows.append(tuple(self.tokenizer.encode_chat(messages, add_generation_prompt=False)))
-        scores = dict.fromkeys(rows, -math.inf)
+        logits = dict.fromkeys(rows, -math.inf)
         limit = self.model.config.max_position_embeddings
-        fitting = [row for row in scores if len(row) <= limit]
-        if left_out := len(scores) - len(fitting):
+        fitting = [row for row in logits if len(row) <= limit]
+        if left_out := len(logits) - len(fitting):
             warnings.warn(f"{left_out} answers are too long for the reward model", stacklevel=2)
         fitting.sort(key=len)
         for start in range(0, len(fitting), self.batch_size):
             batch = fitting[start : start + self.batch_size]
             ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True)  # (B, T)
             values = self.model(ids.to(self.device))[..., 0].tolist()
-            scores |= {row: value[len(row) - 1] for row, value in zip(batch, values)}
-        found = torch.tensor([scores[row] for row in rows], dtype=torch.float64)
+            logits |= {row: value[len(row) - 1] for row, value in zip(batch, values)}
+        found = torch.tensor([logits[row] for row in rows], dtype=torch.float64)
         if found.isnan().any():
-            raise InputError("the reward model's scores are not numbers: its weights are damaged")
-        return found
+            raise InputError("the reward model's logits are not numbers: its weights are damaged")
+        return found.sigmoid()
 
 
 def load_reward_model(

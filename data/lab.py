@@ -193,7 +193,7 @@ def write(base: Path, data: Path, seed: int) -> None:
     hft: list[dict[str, object]] = []
     exchanges: list[list[dict[str, str]]] = []  # every question with its answer
     for domain, level, (question, thinking, answer) in fresh(DOMAIN_SHARES, None, asked, rng):
-        row = query(domain, level, question, answer)
+        row: dict[str, object] = {**query(domain, level, question, answer)}
         if rng.random() < THINK_SHARES[domain]:
             row |= {"mode": "think", "thinking": thinking}
         else:

@@ -12,6 +12,7 @@ and why it drops the rest. What has to be remembered (which queries were seen) i
 """
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
@@ -38,22 +39,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data import classify
-from data.rows import (
-    as_messages,
-    encode_row,
-    format_response,
-    parse_response,
-    read_rows,
-    row_prompt,
-    split_paths,
-    token_writer,
-    write_row,
-)
+from data.cli import InputError, parse_settings, run_command, setting, write_json, write_row
+from data.modes import MODES, TAGS, format_response, parse_response
+from data.rows import as_messages, encode_row, read_rows, row_prompt, split_paths, token_writer
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
+from data.tokenizer import Messages, Tokenizer
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
-from model import InputError, Tokenizer, write_json
-from sample import MODES, parse_settings, run_command, setting
 
 CJK = "぀-ヿ㐀-鿿"
 MIN_RUN = 3  # words; a shorter evaluation question is looked for as a whole prompt only
@@ -159,7 +151,7 @@ class Report:
 def parse(sources: list[tuple[str, str, Path]], report: Report) -> Iterator[Example]:
     """Every row of every source as its recipe reads it."""
     for name, domain, path in sources:
-        recipe = RECIPES[name]() if isinstance(RECIPES[name], type) else RECIPES[name]
+        recipe = copy.deepcopy(RECIPES[name])  # it may remember rows, but of this file only
         rows = read_source(path)
         for row in tqdm(rows, path.name, unit=" rows", disable=None, mininterval=1):
             try:
@@ -221,7 +213,7 @@ def wrapped(stream: Iterable[Example], kind: str, report: Report) -> Iterator[Ex
         response = completion(example) if kind == "hft" else ""
         if kind == "hft" and not parse_response(response).well_formed:
             report.add("wrap", example.source, "a tag inside the response")
-        elif any(tag in text for tag in Tokenizer.TAGS):
+        elif any(tag in text for tag in TAGS):
             report.add("wrap", example.source, "a tag inside the prompt")
         elif CONTROL.search(text + response):
             report.add("wrap", example.source, "a control token")
@@ -356,12 +348,12 @@ def decontaminated(
 # -------------------------------------------------------------------------------------------- texts
 
 
-def prompt_text(prompt: list[dict[str, str]]) -> str:
+def prompt_text(prompt: Messages) -> str:
     """What a prompt says but for earlier answers."""
     return "\n".join(m["content"] for m in prompt if m["role"] != "assistant")
 
 
-def question_text(prompt: list[dict[str, str]]) -> str:
+def question_text(prompt: Messages) -> str:
     """What the user asks."""
     return "\n".join(m["content"] for m in prompt if m["role"] == "user")
 
@@ -465,6 +457,7 @@ def tokenized(
     def encode(row: dict[str, Any]) -> tuple[list[int], list[int]] | None:
         with contextlib.suppress(InputError):
             return encode_row(tokenizer, as_messages(row["prompt"], ""), row["completion"], "")
+        return None
 
     rows = iter(rows)
     with ThreadPoolExecutor() as pool:

@@ -1,7 +1,6 @@
-"""The response grammar, and the rows of fine-tuning, RL and evaluation sets.
+"""The rows of fine-tuning, RL and evaluation sets: JSON lines, read, checked and tokenized.
 
-A response is <think>reasoning</think>answer or <no_think>answer</no_think>, in data, reward and
-evaluation alike. Rows are JSON lines; a bad one is refused with its file and line.
+A bad row is refused with its file and line.
 """
 
 import ast
@@ -12,65 +11,26 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from model import CHATML, InputError, Tokenizer, read_json, write_json
-from sample import MODES
+from data.cli import InputError, progress, read_json, write_json
+from data.modes import MODES, format_response, parse_response
+from data.tokenizer import ROLES, Messages, Tokenizer
 
-# ----------------------------------------------------------------------------- the response grammar
-
-
-class Response(NamedTuple):
-    mode: str | None  # by the tag that opens the text: "think", "no_think", or None
-    thinking: str  # "" unless well formed
-    answer: str  # "" unless well formed
-    well_formed: bool
-
-
-TAG = re.compile("|".join(re.escape(tag) for tag in Tokenizer.TAGS))
-GRAMMAR = {
-    "think": re.compile(r"<think>(?P<thinking>.*)</think>(?P<answer>.*)", re.DOTALL),
-    "no_think": re.compile(r"<no_think>(?P<thinking>)(?P<answer>.*)</no_think>\s*", re.DOTALL),
-}
-
-
-def parse_response(text: str) -> Response:
-    """The one grammar of data, reward and evaluation, for text without its stop token:
-
-        <think>reasoning</think>answer        <no_think>answer</no_think>
-
-    with non-blank reasoning and answer, and no tag anywhere else. Anything else is malformed.
-    """
-    mode = next((mode for mode in MODES if text.startswith(f"<{mode}>")), None)
-    match = GRAMMAR[mode].fullmatch(text) if mode else None
-    if match is None or len(TAG.findall(text)) != 2:
-        return Response(mode, "", "", False)
-    thinking, answer = match["thinking"].strip(), match["answer"].strip()
-    if not answer or (mode == "think" and not thinking):
-        return Response(mode, "", "", False)
-    return Response(mode, thinking, answer, True)
-
-
-def format_response(mode: str, thinking: str, answer: str) -> str:
-    """The text that `parse_response` reads back."""
-    if mode == "think":
-        return f"<think>{thinking}</think>{answer}"
-    return f"<no_think>{answer}</no_think>"
-
-
-# --------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------- queries and rows
 
 
 @dataclass
 class Query:
     """A question to answer, for RL and evaluation."""
 
-    prompt: list[dict[str, str]]  # messages
+    prompt: Messages
     answers: list[str]  # any of them is right
     level: str
     domain: str
@@ -109,12 +69,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{path}: no rows")
 
 
-def write_row(row: Any, file: IO[str]) -> None:
-    """A line that `read_rows` reads back."""
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def as_messages(given: Any, where: str, role: str = "user") -> list[dict[str, str]]:
+def as_messages(given: Any, where: str, role: str = "user") -> Messages:
     """Messages, given as such or as the text of a single one of `role`."""
     messages = [{"role": role, "content": given}] if isinstance(given, str) else given
     if not isinstance(messages, list) or not messages:
@@ -123,12 +78,12 @@ def as_messages(given: Any, where: str, role: str = "user") -> list[dict[str, st
         parts = [message.get(k) for k in ("role", "content")] if isinstance(message, dict) else [0]
         if not all(isinstance(part, str) and part.strip() for part in parts):
             raise InputError(f"{where}: a message needs a role and a content that are not empty")
-        if message["role"] not in CHATML:
-            raise InputError(f"{where}: unknown role {message['role']!r}: {', '.join(CHATML)}")
+        if message["role"] not in ROLES:
+            raise InputError(f"{where}: unknown role {message['role']!r}: {', '.join(ROLES)}")
     return messages
 
 
-def read_hft_rows(path: str | Path) -> Iterator[tuple[str, list[dict[str, str]], str]]:
+def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:
     """(«file:line», prompt messages, response) for each row, the response checked by the grammar.
 
     A row has `messages`, or `prompt` and `completion`, or `prompt`, `answer` and, if it thinks,
@@ -181,7 +136,7 @@ def prompt_of(row: dict[str, Any]) -> Any:
     return prompt
 
 
-def row_prompt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
+def row_prompt(row: dict[str, Any], where: str) -> Messages:
     """The messages of a query."""
     return as_messages(prompt_of(row), where)
 
@@ -209,7 +164,7 @@ def read_queries(path: str | Path) -> list[Query]:
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
         named = [row.get("answer"), row.get("solution"), truth]
         answer = next((given for given in named if given is not None), None)
-        answers = answer if isinstance(answer, list) else [answer]
+        answers: list[Any] = answer if isinstance(answer, list) else [answer]
         tests = read_tests(row, where)
         if tests or answer is None:
             answers = []  # beside tests, what is called so is a program that passes
@@ -237,6 +192,13 @@ def read_queries(path: str | Path) -> list[Query]:
             )
         )
     return queries
+
+
+def check_domain(queries: Sequence[Query], domain: str | None) -> None:
+    """Raise InputError, before anything is computed, if no query has the headline domain."""
+    domains = {query.domain: None for query in queries}
+    if domain is not None and domain not in domains:
+        raise InputError(f"--eval_domain {domain}: the queries have {', '.join(domains)}")
 
 
 def read_tests(row: dict[str, Any], where: str) -> str:
@@ -281,7 +243,7 @@ def read_tests(row: dict[str, Any], where: str) -> str:
 
 
 def encode_row(
-    tokenizer: Tokenizer, prompt: list[dict[str, str]], response: str, where: str
+    tokenizer: Tokenizer, prompt: Messages, response: str, where: str
 ) -> tuple[list[int], list[int]]:
     """(prompt ids, response ids) of an HFT row, the stop token at the end of the response."""
     ids = tokenizer.encode(response)
@@ -292,7 +254,7 @@ def encode_row(
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """Of everything that decides a row's ids: vocabulary, chat format and stop token."""
-    parts = [tokenizer.backend.to_str(), repr(tokenizer.chat), str(tokenizer.eos_ids[0])]
+    parts = [tokenizer.backend.to_str(), str(tokenizer.chat_template), str(tokenizer.eos_ids[0])]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -306,17 +268,16 @@ def token_writer(
     of both, all uint32, little-endian; tokens.json says how many, and whose ids they are.
     """
     folder.mkdir()
-    summary = {"rows": 0, "tokens": 0, "tokenizer": fingerprint(tokenizer)}
+    count = Counter(rows=0, tokens=0)
     with open(folder / "tokens.bin", "wb") as tokens, open(folder / "lengths.bin", "wb") as lengths:
 
         def write(prompt: list[int], response: list[int]) -> None:
             tokens.write(np.array([*prompt, *response], "<u4").tobytes())
             lengths.write(np.array([len(prompt), len(response)], "<u4").tobytes())
-            summary["rows"] += 1
-            summary["tokens"] += len(prompt) + len(response)
+            count.update(rows=1, tokens=len(prompt) + len(response))
 
         yield write
-    write_json(folder / "tokens.json", summary)
+    write_json(folder / "tokens.json", {**count, "tokenizer": fingerprint(tokenizer)})
 
 
 class TokenizedRows:
@@ -357,3 +318,34 @@ class TokenizedRows:
         if max(ids) >= self.vocab_size:
             raise InputError(f"{self.folder}: a token that the tokenizer does not have: {max(ids)}")
         return ids[:prompt], ids[prompt:]
+
+
+Row = Sequence[list[int]]  # the token ids of a prompt, then of a response, or of two (DPO)
+Rows = Sequence[Row] | TokenizedRows
+
+
+def tokenize_rows(path: str, tokenizer: Tokenizer, max_length: int) -> tuple[Rows, int]:
+    """(prompt ids, response ids) of every HFT row that fits, and the number that do not.
+
+    path: a file of rows, or a folder of rows that data/prepare.py has tokenized, which stays on
+    the disk.
+    """
+    rows: Rows
+    if Path(path).is_dir():
+        rows = on_disk = TokenizedRows(Path(path), tokenizer, max_length)
+        too_long = on_disk.too_long
+    else:
+        encoded = [
+            encode_row(tokenizer, messages, text, where)
+            for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows")
+        ]
+        rows = [row for row in encoded if row_length(row) <= max_length]
+        too_long = len(encoded) - len(rows)
+    if not len(rows):
+        raise InputError(f"{path}: every row is longer than max_length")
+    return rows, too_long
+
+
+def row_length(row: Row) -> int:
+    """The number of tokens of a row."""
+    return sum(map(len, row))

@@ -12,16 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.rows import (
-    as_messages,
-    final_answer,
-    parse_response,
-    prompt_of,
-    read_rows,
-    read_tests,
-)
+from data.cli import InputError
+from data.modes import parse_response
+from data.rows import as_messages, final_answer, prompt_of, read_rows, read_tests
 from data.verify_math import is_correct
-from model import InputError
 
 DOMAINS = ("general", "maths", "code", "other")
 
@@ -300,7 +294,7 @@ def speaker(turn: Any) -> str:
     return {"human": "user", "gpt": "assistant"}.get(str(role), str(role))
 
 
-RECIPES: dict[str, Recipe | type[OASST]] = {
+RECIPES: dict[str, Recipe] = {
     "synthetic_1": synthetic_1,
     "openr1_math": openr1_math,
     "openthoughts": openthoughts,
@@ -309,7 +303,7 @@ RECIPES: dict[str, Recipe | type[OASST]] = {
     "codeforces": codeforces,
     "kodcode": kodcode,
     "wildchat": wildchat,
-    "oasst": OASST,
+    "oasst": OASST(),
     "deepscaler": deepscaler,
     "tulu_3": tulu_3,
     "generic": generic,

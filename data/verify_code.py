@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO
 
 MEMORY = 2 * 2**30  # bytes of address space of each process
@@ -56,24 +56,24 @@ def run_tests(code: str, tests: str | Sequence[str], timeout: float = 10.0) -> t
     questions, answers = os.pipe(), os.pipe()  # (read, write) each
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as cleanup:
 
-        def start(role: str, reads: int, writes: int, **streams: int) -> subprocess.Popen[bytes]:
+        def start(role: str, reads: int, writes: int, stdout: int) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
                 [sys.executable, "-s", "-S", "-B", __file__, role, str(reads), str(writes)]
                 + [str(math.ceil(timeout))],
                 stdin=subprocess.PIPE,
+                stdout=stdout,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
                 env={"PYTHONHASHSEED": "0"},
                 pass_fds=(reads, writes),
                 start_new_session=True,
-                **streams,
             )
             cleanup.callback(finish, process)
             return process
 
         try:
-            program = start("program", questions[0], answers[1], stdout=subprocess.DEVNULL)
-            tester = start("tests", answers[0], questions[1], stdout=subprocess.PIPE)
+            program = start("program", questions[0], answers[1], subprocess.DEVNULL)
+            tester = start("tests", answers[0], questions[1], subprocess.PIPE)
         finally:
             for end in (*questions, *answers):
                 os.close(end)
@@ -179,12 +179,12 @@ def seccomp_filter(machine: str) -> list[tuple[int, int, int, int]]:
             steps += [(equal, 0, 1, number), (answer, 0, 0, ALLOW)]
     # Files may be opened, not for writing: the flags are open's second argument, openat's third.
     for call, place in ((OPEN, 24), (OPENAT, 32)):
-        if call[column] is not None:
-            steps += [(equal, 0, 4, call[column]), (load, 0, 0, place), (bits, 0, 1, WRITING)]
+        if (number := call[column]) is not None:
+            steps += [(equal, 0, 4, number), (load, 0, 0, place), (bits, 0, 1, WRITING)]
             steps += [(answer, 0, 0, REFUSE), (answer, 0, 0, ALLOW)]
     # Of fcntl and ioctl only some commands, their second argument.
-    for call, commands in ((FCNTL, HARMLESS_FCNTL), (IOCTL, HARMLESS_IOCTL)):
-        steps += [(equal, 0, 2 * len(commands) + 2, call[column]), (load, 0, 0, 24)]
+    for calls, commands in ((FCNTL, HARMLESS_FCNTL), (IOCTL, HARMLESS_IOCTL)):
+        steps += [(equal, 0, 2 * len(commands) + 2, calls[column]), (load, 0, 0, 24)]
         for command in commands:
             steps += [(equal, 0, 1, command), (answer, 0, 0, ALLOW)]
         steps += [(answer, 0, 0, REFUSE)]
@@ -236,7 +236,7 @@ class Handle:
 
 
 TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, list, tuple, set, dict)}
-VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+VIEWS: tuple[type[Iterable[Any]], ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 class Codec:
@@ -272,9 +272,10 @@ class Codec:
         if isinstance(value, collections.abc.Iterator):
             items = list(itertools.islice(value, 10**6))
             return ["iterator", [self.encode(item, depth + 1) for item in items]]
-        if isinstance(value, (collections.deque, *VIEWS)):
-            kind = "deque" if isinstance(value, collections.deque) else "list"
-            return [kind, [self.encode(item, depth + 1) for item in value]]
+        if isinstance(value, collections.deque):
+            return ["deque", [self.encode(item, depth + 1) for item in value]]
+        if isinstance(value, VIEWS):
+            return ["list", [self.encode(item, depth + 1) for item in [*value]]]
         if isinstance(value, (fractions.Fraction, decimal.Decimal)):
             return [type(value).__name__, str(value)]
         if isinstance(value, type) and value in TYPES.values():
@@ -295,7 +296,8 @@ class Codec:
         if kind == "complex":
             return complex(float.fromhex(rest[0]), float.fromhex(rest[1]))
         if kind in ("bytes", "bytearray"):
-            return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(rest[0])
+            data = bytes.fromhex(rest[0])
+            return data if kind == "bytes" else bytearray(data)
         if kind == "range":
             return range(*(int(n, 16) for n in rest))
         if kind == "kept":
@@ -307,14 +309,10 @@ class Codec:
         if kind == "dict":
             return {self.decode(k): self.decode(v) for k, v in rest[0]}
         items = [self.decode(item) for item in rest[0]]
-        makers = {
-            "list": list,
-            "tuple": tuple,
-            "set": set,
-            "frozenset": frozenset,
-            "iterator": iter,
+        makers: dict[str, Callable[[list[Any]], Any]] = {
+            "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter,
             "deque": collections.deque,
-        }
+        }  # fmt: skip
         return makers[kind](items)
 
 

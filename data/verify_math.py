@@ -18,7 +18,7 @@ import math
 import operator
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -80,8 +80,8 @@ def is_correct(prediction: str, gold: str) -> bool:
     given, wanted = clean(given), clean(wanted)
     if squeeze(given) == squeeze(wanted):
         return squeeze(given) != ""
-    values = read_answer(given), read_answer(wanted)
-    return values[0] is not None and values[1] is not None and same(*values)
+    value, other = read_answer(given), read_answer(wanted)
+    return value is not None and other is not None and same(value, other)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -223,7 +223,7 @@ def read_bare(text: str, depth: int) -> Value:
         return Value("list", "", [read(part, depth + 1) for part in parts])
     sides = split(text, "=")
     if len(sides) == 2:
-        return read_equation(*sides, depth)
+        return read_equation(sides[0], sides[1], depth)
     if len(sides) > 2:
         raise Unreadable("several equations")
     if text[0] in "([" and text[-1] in ")]" and closes(text):
@@ -287,7 +287,7 @@ def closes(text: str) -> bool:
 # ---------------------------------------------------------------------------- reading an expression
 
 # An expression is a tree of functions: from the values of its names to a number.
-Names = dict[str, Number]
+Names = Mapping[str, Number]
 Node = Callable[[Names], Number]
 
 CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}
@@ -574,7 +574,7 @@ def bounded(value: Number) -> Number:
 
 def to_complex(value: Number) -> complex:
     """A number in floating point; small enough that 1 more or less is seen."""
-    if abs(value) > MAX_FLOAT:
+    if (abs(value) if isinstance(value, Fraction) else abs(value)) > MAX_FLOAT:
         raise Unreadable("too large to be exact in floating point")
     return complex(float(value)) if isinstance(value, Fraction) else complex(value)
 
@@ -738,9 +738,9 @@ def same(a: Value, b: Value) -> bool:
         return bool(a.mark)
     if a.kind == "expression":
         return a.items[0].equals(b.items[0])
-    named = [[item.kind == "equation" for item in value.items] for value in (a, b)]
+    equations = [[item.kind == "equation" for item in value.items] for value in (a, b)]
     names = {item.mark for item in (*a.items, *b.items) if item.kind == "equation"}
-    if named[0] != named[1] and (len(names) > 1 or a.kind == "tuple"):
+    if equations[0] != equations[1] and (len(names) > 1 or a.kind == "tuple"):
         return False  # only where there is but one name may it be left out
     if a.kind in ("list", "union"):
         left = list(b.items)

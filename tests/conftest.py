@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
+from safetensors.torch import load_file
 
+import hgpo
+import lhrm
 from data import lab
+from data.modes import MODES
+from data.tokenizer import Tokenizer
 from data.verify_code import run_tests
-from model import Config, Tokenizer, Transformer
-from sample import MODES, generate
+from model import Config, Transformer
+from sample import generate
 
 
 def sandbox_is_missing() -> str:
@@ -76,6 +82,72 @@ def tokenizer(lab_folder: Path) -> Tokenizer:
     return Tokenizer.from_pretrained(lab_folder / "base")
 
 
+TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 8}
+
+
+def hft_settings(lab_folder, output, **changes):
+    values = {
+        "model_name_or_path": str(lab_folder / "base"),
+        "dataset_name": str(lab_folder / "data" / "hft.jsonl"),
+        "output_dir": str(output),
+        "batch_size": 8,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        **TINY_RUN,
+        **changes,
+    }
+    return lhrm.HFTSettings(**values)
+
+
+def hgpo_settings(lab_folder, output, **changes):
+    values = {
+        "model_name_or_path": str(lab_folder / "base"),
+        "dataset_name": str(lab_folder / "data" / "rl.jsonl"),
+        "output_dir": str(output),
+        "num_queries": 4,
+        "num_generations": 4,
+        "num_iterations": 2,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "max_completion_length": 12,
+        **TINY_RUN,
+        **changes,
+    }
+    return hgpo.HGPOSettings(**values)
+
+
+def few_rows(lab_folder, tmp_path, name):
+    """Ten rows of a lab file: six steps pass several epoch boundaries."""
+    path = tmp_path / f"{name}.jsonl"
+    lines = (lab_folder / "data" / f"{name}.jsonl").read_text().splitlines()[:10]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+TIMINGS = ("step_time", "tokens_per_second", "timing/rollout", "timing/update")
+
+
+def bare_tokenizer(folder, size=40):
+    """A checkpoint without mode tags: `size` tokens, of which the last is the end of sequence."""
+    vocabulary = {chr(ord("0") + i): i for i in range(size - 1)} | {"<eos>": size - 1}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [size - 1, 3]}))
+    return folder
+
+
 def run(
     *command: object, processes: int = 1, check: bool = True, text: str = "", timeout: int = 150
 ) -> subprocess.CompletedProcess:
@@ -115,13 +187,11 @@ def assert_transformers_generates_the_same(folder: Path, question: str) -> None:
         expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False)[0].tolist()
         [[completion]] = generate(
             model,
+            tokenizer,
             [prompt],
             modes=[mode],
             max_new_tokens=20 + len(option),  # a forced tag is part of the response
             temperature=0,
-            eos_ids=tokenizer.eos_ids,
-            think_id=tokenizer.think_id,
-            no_think_id=tokenizer.no_think_id,
         )
         assert given == prompt + completion.ids[: len(option)]
         assert prompt + completion.ids == expected

@@ -13,7 +13,9 @@ import torch
 from conftest import assert_transformers_generates_the_same, asset, run, tiny_model
 
 import lhrm
-from model import Tokenizer, Transformer
+from data.modes import TAGS
+from data.tokenizer import Tokenizer
+from model import Transformer
 from sample import generate
 
 SMOLLM2 = ["smollm2-llama", "smollm2-qwen2"]
@@ -46,7 +48,7 @@ def test_golden_chats_of_the_real_tokenizer(name):
     assert len(cases) == {"qwen2.5": 8, "qwen3": 24}[name]
     for case in cases:
         options = {key: case[key] for key in ("add_generation_prompt", "enable_thinking")}
-        assert tokenizer.chat.render(case["messages"], **options) == case["text"]
+        assert tokenizer.render_chat(case["messages"], **options) == case["text"]
         assert tokenizer.encode_chat(case["messages"], **options) == case["ids"]
 
 
@@ -56,7 +58,7 @@ def test_the_real_tokenizer_gets_the_mode_tags_that_it_lacks(name, missing):
     first = golden("tokenizers/golden.json")[name]["vocab_size_with_added"]
     assert tokenizer.added_ids == list(range(first, first + missing))
     newline, im_end = tokenizer.encode("\n"), tokenizer.backend.token_to_id("<|im_end|>")
-    for tag in Tokenizer.TAGS:  # one token, even where BPE would merge its end with what follows
+    for tag in TAGS:  # one token, even where BPE would merge its end with what follows
         assert tokenizer.encode(f"{tag}\n") == [tokenizer.backend.token_to_id(tag), *newline]
     assert tokenizer.eos_ids == [im_end]
 
@@ -95,12 +97,10 @@ def test_golden_greedy_continuations_of_smollm2_cached_and_uncached(smollm2):
     items = golden("models/smollm2_golden.json")["items"]
     cached = generate(
         model,
+        tokenizer,
         [item["prompt_ids"] for item in items],  # a ragged batch
         max_new_tokens=max(len(item["greedy_ids"]) for item in items),
         temperature=0,
-        eos_ids=tokenizer.eos_ids,
-        think_id=tokenizer.think_id,
-        no_think_id=tokenizer.no_think_id,
     )
     for item, [completion] in zip(items, cached):
         assert completion.ids == item["greedy_ids"]

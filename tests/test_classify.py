@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from data import classify
 from data.classify import Classifier, Rules, TrainSettings, load, split, train, words
-from model import InputError
+from data.cli import InputError
 
 TOPICS = [f"{c}{v}" for c in "bdfgklmnprst" for v in "aeiou"]  # 60, some of them never trained on
 

@@ -6,15 +6,15 @@ import shutil
 import sys
 
 import pytest
-from conftest import run
-from test_training import few_rows
+from conftest import few_rows, run
 
 import lhrm
-from data import judge
+from data import classify, judge, report
+from data.cli import InputError
 from data.judge import Judged
+from data.report import Record, export
 from data.rows import Query
-from lhrm import EvalSettings, Record, export, results, run_eval
-from model import InputError
+from lhrm import EvalSettings, results, run_eval
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_the_router_answers_in_the_forced_mode_that_the_classifier_picks(
 ):
     picks = iter([0.9, 0.1, 0.5, 0.4] * 3)
     chooser = type("Chooser", (), {"predict": lambda self, texts: [next(picks) for _ in texts]})
-    monkeypatch.setattr(lhrm.classify, "load", lambda folder: chooser())
+    monkeypatch.setattr(classify, "load", lambda folder: chooser())
     run_eval(settings)
     for i, record in enumerate(responses(tmp_path / "out")):
         picked = record["responses"]["think" if i % 4 in (0, 2) else "no_think"]
@@ -102,7 +102,7 @@ def test_queries_that_nothing_judged_count_for_tokens_but_not_for_accuracy():
     assert figures["auto"]["pass@1"] == 0.5 and figures["auto"]["think_ratio"] == 0.5
     assert figures["by_domain"]["chat"]["auto"]["pass@1"] is None
     assert figures["mean_utility"] == {"auto": 0.5}
-    table = lhrm.results_table({"chat": figures["by_domain"]["chat"]["auto"]})
+    table = report.results_table({"chat": figures["by_domain"]["chat"]["auto"]})
     assert "–" in table.splitlines()[1]
 
 
@@ -150,7 +150,7 @@ EXPORTED = [
 
 
 def test_judges_get_the_answer_without_the_reasoning(tmp_path):
-    for kind in lhrm.EXPORTS:
+    for kind in report.EXPORTS:
         export(kind, EXPORTED, "auto", "ours", tmp_path)
     rows = json.loads((tmp_path / "alpaca_eval.json").read_text())
     answer = "Here:\n```python\ndef f(x): return x + 1\n```"
@@ -178,19 +178,19 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
     assert set(whole) == {"eval_settings.json", "eval.json", "responses.jsonl"}
 
-    add, added = lhrm.Kept.add, []
+    add, added = report.Unfinished.add, []
 
-    def stopping(self, index, record):
+    def stopping(self, index, row):
         added.append(index)
         if len(added) == 5:
             raise KeyboardInterrupt
-        add(self, index, record)
+        add(self, index, row)
 
     settings.eval_batch_size = 16  # two queries
-    monkeypatch.setattr(lhrm.Kept, "add", stopping)
+    monkeypatch.setattr(report.Unfinished, "add", stopping)
     with pytest.raises(KeyboardInterrupt):
         run_eval(settings)
-    monkeypatch.setattr(lhrm.Kept, "add", add)
+    monkeypatch.setattr(report.Unfinished, "add", add)
     (kept,) = out.glob("unfinished-*")
     lines = kept.read_text().splitlines(keepends=True)
     assert len(lines) == 4
@@ -202,7 +202,7 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
     drawn = []
     generate = lhrm.generate
     monkeypatch.setattr(
-        lhrm, "generate", lambda *a, **k: drawn.append(len(a[1])) or generate(*a, **k)
+        lhrm, "generate", lambda *a, **k: drawn.append(len(a[2])) or generate(*a, **k)
     )
     run_eval(settings)
     assert sum(drawn) == 6 * 3  # queries that were not done, times think, no_think and auto

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import hgpo
+from data.cli import InputError
+from data.judge import Judged
+from data.report import TOTALS, step_metrics, warn_of_collapse
 from hgpo import (
-    Judged,
     inter_advantages,
     inter_rewards,
     intra_advantages,
@@ -133,7 +135,7 @@ def test_queries_are_told_apart_by_their_place():
 
 
 def test_an_unknown_estimator_is_refused():
-    with pytest.raises(hgpo.InputError, match="grpo, rloo, reinforce"):
+    with pytest.raises(InputError, match="grpo, rloo, reinforce"):
         intra_advantages(REWARDS, "ppo")
 
 
@@ -146,7 +148,7 @@ def test_eq11_value_and_gradient_of_the_clip(ratio, advantage):
     epsilon = 0.2
     log_probs = torch.tensor([[math.log(ratio)]], requires_grad=True)
     zero, one = torch.zeros(1, 1), torch.ones(1, 1)
-    loss = policy_loss(log_probs, zero, zero, advantage * one, one, epsilon, 0.0, 1)
+    loss = policy_loss(log_probs, zero, None, advantage * one, one, epsilon, 0.0)
     clipped = min(max(ratio, 1 - epsilon), 1 + epsilon)
     assert loss.item() == pytest.approx(-min(ratio * advantage, clipped * advantage))
     loss.backward()
@@ -156,13 +158,12 @@ def test_eq11_value_and_gradient_of_the_clip(ratio, advantage):
     assert log_probs.grad.item() == pytest.approx(expected)
 
 
-def test_eq11_sums_over_tokens_and_divides_by_the_global_number_of_responses():
+def test_eq11_sums_over_tokens_with_their_weights():
     log_probs = torch.zeros(2, 3)
     advantages = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 99.0]])
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    args = (log_probs, log_probs, log_probs, advantages, mask, 0.5, 0.001)
-    assert policy_loss(*args, num_responses=2).item() == pytest.approx(-(6 + 9) / 2)
-    assert policy_loss(*args, num_responses=8).item() == pytest.approx(-(6 + 9) / 8)
+    weights = torch.tensor([[0.5, 0.5, 0.5], [0.25, 0.25, 0.0]])
+    loss = policy_loss(log_probs, log_probs, log_probs, advantages, weights, 0.5, 0.001)
+    assert loss.item() == pytest.approx(-(6 / 2 + 9 / 4))
 
 
 def test_eq12_k3_is_never_negative_and_has_the_right_gradient():
@@ -175,40 +176,40 @@ def test_eq12_k3_is_never_negative_and_has_the_right_gradient():
     torch.testing.assert_close(log_probs.grad, 1 - (ref - log_probs).detach().exp())
 
 
-def test_eq12_enters_the_objective_inside_the_mask_times_beta():
+def test_eq12_enters_the_objective_inside_the_weights_times_beta():
     log_probs = torch.tensor([[-2.0, -1.0]], requires_grad=True)
     ref = torch.tensor([[-1.0, -9.0]])
-    mask = torch.tensor([[True, False]])
-    loss = policy_loss(
-        log_probs, log_probs.detach(), ref, torch.zeros(1, 2), mask, 0.5, beta=0.1, num_responses=1
-    )
-    assert loss.item() == pytest.approx(0.1 * (math.e - 2))
+    weights = torch.tensor([[0.5, 0.0]])
+    old = log_probs.detach()
+    loss = policy_loss(log_probs, old, ref, torch.zeros(1, 2), weights, 0.5, beta=0.1)
+    assert loss.item() == pytest.approx(0.1 * (math.e - 2) / 2)
     loss.backward()
-    torch.testing.assert_close(log_probs.grad, torch.tensor([[0.1 * (1 - math.e), 0.0]]))
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[0.1 * (1 - math.e) / 2, 0.0]]))
 
 
 def test_what_lies_past_a_response_cannot_reach_the_loss():
-    log_probs = torch.tensor([[-1.0, math.nan], [math.inf, -math.inf]], requires_grad=True)
-    mask = torch.tensor([[True, False], [False, False]])
+    log_probs = torch.tensor([[-1.0, math.nan], [math.inf, -math.inf]])
+    weights = torch.tensor([[0.25, 0.0], [0.0, 0.0]])
     zero = torch.zeros(2, 2)
-    loss = policy_loss(log_probs, log_probs.detach(), None, zero + 1, mask, 0.5, 0.0, 4)
+    loss = policy_loss(log_probs, log_probs, None, zero + 1, weights, 0.5, 0.0)
     assert loss.item() == pytest.approx(-1 / 4)
-    empty = policy_loss(zero, zero, zero, zero + 1, torch.zeros(2, 2, dtype=bool), 0.5, 0.1, 4)
-    assert empty.item() == 0
+    assert policy_loss(zero, zero, zero, zero + 1, zero, 0.5, 0.1).item() == 0
 
 
-def test_loss_weights_of_each_normaliser():
+def test_eq11_loss_weights_are_what_each_normaliser_divides_by():
     lengths = torch.tensor([3, 1])
     inside = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     expected = {
-        "hgpo": inside,
-        "grpo": torch.tensor([[1 / 3] * 3, [1.0, 0.0, 0.0]]),
-        "dapo": inside * 2 / 4,
-        "dr_grpo": inside / 10,
+        "hgpo": inside / 8,
+        "grpo": torch.tensor([[1 / 24] * 3, [1 / 8, 0.0, 0.0]]),
+        "dapo": inside / 20,
+        "dr_grpo": inside / 80,
     }
-    for loss_type in hgpo.LOSS_TYPES:
-        weights = loss_weights(lengths, loss_type, num_responses=2, num_tokens=4, max_tokens=10)
-        torch.testing.assert_close(weights, expected[loss_type])
+    assert set(expected) == set(hgpo.LOSS_TYPES)
+    for loss_type, weights in expected.items():
+        # These are two of the 8 responses, and 4 of the 20 tokens, of a step.
+        actual = loss_weights(lengths, loss_type, num_responses=8, num_tokens=20, max_tokens=10)
+        torch.testing.assert_close(actual, weights)
 
 
 # ------------------------------------------------------------------------------------------ metrics
@@ -229,8 +230,8 @@ def test_a_steps_metrics_are_those_of_all_its_responses():
             [math.log(0.2), math.log(0.2), math.log(0.7), math.log(0.7)],
         ),
     ]
-    totals = dict(zip(hgpo.TOTALS, (0.5, 62, 6.2, 3.1, 0.0, 31, 0)))
-    metrics = hgpo.step_metrics(groups, list(totals.values()), with_reference=True)
+    totals = dict(zip(TOTALS, (0.5, 62, 6.2, 3.1, 0.0, 31, 0)))
+    metrics = step_metrics(groups, list(totals.values()), with_reference=True)
     expected = {
         "loss": 0.5,
         "reward": 5 / 8,
@@ -253,13 +254,15 @@ def test_a_steps_metrics_are_those_of_all_its_responses():
         "clip_ratio/region_mean": 0.5,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
-    assert "kl" not in hgpo.step_metrics(groups, list(totals.values()), with_reference=False)
+    assert "kl" not in step_metrics(groups, list(totals.values()), with_reference=False)
 
 
-@pytest.mark.parametrize("think, no_think, named", [(0.5, 0.5, ""), (0.01, 0.9, "<think>"),
-                                                    (0.97, 0.019, "<no_think>")])  # fmt: skip
+@pytest.mark.parametrize(
+    "think, no_think, named",
+    [(0.5, 0.5, []), (0.01, 0.9, ["<think>"]), (0.97, 0.019, ["<no_think>"])],
+)
 def test_a_mode_under_two_percent_is_warned_of(think, no_think, named):
     said = []
     metrics = {"mode/think_ratio": think, "mode/no_think_ratio": no_think}
-    hgpo.warn_of_collapse(7, metrics, said.append)
-    assert (len(said) == 1 and named in said[0]) if named else not said
+    warn_of_collapse(7, metrics, said.append)
+    assert [line.rpartition(" ")[2] for line in said] == named

@@ -8,33 +8,32 @@ from types import SimpleNamespace
 import pytest
 import tokenizers
 import torch
-from conftest import needs_sandbox, tiny_model
-from test_training import TIMINGS, few_rows, hft_settings, hgpo_settings, log_of, weights
+from conftest import (
+    TIMINGS,
+    few_rows,
+    hft_settings,
+    hgpo_settings,
+    log_of,
+    needs_sandbox,
+    tiny_model,
+    weights,
+)  # fmt: skip
+from test_tokenizer import LLAMA3, TULU
 
 import hgpo
 import lhrm
-from data.judge import NO_THINK, Judged, RewardModel, judge, judge_all, load_reward_model
+from data.cli import InputError
+from data.judge import Judged, RewardModel, judge, judge_all, load_reward_model
+from data.modes import NO_THINK
+from data.report import TOTALS, step_metrics
 from data.rows import Query, read_queries
-from model import CHATML, ChatFormat, InputError, Tokenizer, Transformer
+from data.tokenizer import CHATML, Tokenizer
+from model import Transformer
 from sample import Completion
 
 QUESTION = {"role": "user", "content": "2+2?\n"}
 ANSWER = {"role": "assistant", "content": "4, of course."}
 SYSTEM = {"role": "system", "content": "Be brief."}
-TULU = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
-    "{% elif message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
-    "{% elif message['role'] == 'assistant' %}"
-    "{% if not loop.last %}{{ '<|assistant|>\\n'  + message['content'] + eos_token + '\\n' }}"
-    "{% else %}{{ '<|assistant|>\\n'  + message['content'] + eos_token }}{% endif %}{% endif %}"
-    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}{% endfor %}"
-)
-LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-)
 
 
 def reward_folder(folder, model_type="llama", template=TULU, spread=8.0, **changes):
@@ -75,7 +74,7 @@ def sampled(tokenizer, text, finished=True):
 
 
 @needs_sandbox
-def test_eq7_a_program_is_right_if_it_passes_its_tests(tmp_path, monkeypatch):
+def test_eq7_a_program_is_right_if_it_passes_its_tests(tmp_path):
     row = {"prompt": "Add one.", "tests": ["assert f(1) == LAST", "assert f(5) == 6"]}
     humaneval = {"prompt": "Add one.", "tests": "def check(f):\n    assert f(1) == 2"}
     rows = [row | {"test_setup_code": "LAST = 2", "answer": "def f"}, humaneval]
@@ -83,7 +82,7 @@ def test_eq7_a_program_is_right_if_it_passes_its_tests(tmp_path, monkeypatch):
     path = tmp_path / "code.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     queries = read_queries(path)
-    assert all(query.answers == [] for query in queries)
+    assert [query.answers for query in queries] == [[], []]
     plain = SimpleNamespace(decode=lambda text: text)
     texts = [f"<no_think>```python\ndef f(x): return x + {n}\n```</no_think>" for n in (1, 2)]
     for query in queries:
@@ -120,84 +119,50 @@ def test_thinking_inside_no_think_earns_nothing_and_is_counted_as_a_leak(tokeniz
 # -------------------------------------------------------------------------------------- chat format
 
 
-@pytest.mark.parametrize("start", ["", "{{ bos_token }}"])
-def test_tulus_format_is_the_one_that_transformers_renders(start, tmp_path):
+@pytest.mark.parametrize("template", [TULU, LLAMA3.replace("strftime_now is defined", "false")])
+def test_the_reward_model_sees_what_its_own_template_renders(template, tmp_path):
     transformers = pytest.importorskip("transformers")
-    folder = reward_folder(tmp_path, template=start + TULU)
+    folder = reward_folder(tmp_path, template=template)
     ours = Tokenizer.from_pretrained(folder, mode_tags=False)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    for messages in (
-        [QUESTION],
-        [QUESTION, ANSWER],
-        [SYSTEM, QUESTION, ANSWER],
-        [QUESTION, {**ANSWER, "content": "<think>x</think>4"}, QUESTION, ANSWER],
-    ):
-        for prompt in (True, False):
-            rendered = theirs.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompt
-            )
-            assert ours.chat.render(messages, prompt) == rendered
-            ids = theirs.apply_chat_template(messages, add_generation_prompt=prompt)["input_ids"]
-            assert ours.encode_chat(messages, add_generation_prompt=prompt) == ids
+    thought = {**ANSWER, "content": "<think>x</think>4"}
+    for messages in ([QUESTION, ANSWER], [QUESTION, thought, QUESTION, ANSWER]):
+        ids = theirs.apply_chat_template(messages)["input_ids"]
+        assert ours.encode_chat(messages, add_generation_prompt=False) == ids
 
 
-def test_an_answer_in_tulus_format_ends_with_the_end_of_sequence():
-    chat = ChatFormat.from_template("{{ bos_token }}" + TULU, "<s>", "</s>")
-    asked, answered = "<|user|>\n2+2?\n\n", "<|assistant|>\n4, of course.</s>"
-    assert chat.render([QUESTION, ANSWER], False) == f"<s>{asked}{answered}"
-    twice = chat.render([SYSTEM, QUESTION, ANSWER, QUESTION])
-    assert twice == f"<s><|system|>\nBe brief.\n{asked}{answered}\n{asked}<|assistant|>\n"
+def test_a_template_that_cannot_be_rendered_is_refused(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}: cannot use its chat template"):
+        reward_model(tmp_path, template="{% if %}")
+    judge = reward_model(tmp_path, template="{{ raise_exception('no system message') }}")
+    with pytest.raises(InputError, match="refuses the conversation: no system message"):
+        judge.rewards([[QUESTION]], ["4"])
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        LLAMA3,
-        TULU.replace("message['content'] + '\\n'", "message['content'] + eos_token"),
-        TULU.replace("message['content'] + '\\n'", "message['content'] | trim + '\\n'"),
-        TULU.replace("{% endfor %}", "{% endfor %}Be brief."),
-        TULU.replace("<|user|>", "<|human|>"),
-    ],
-)
-def test_a_template_like_tulus_that_writes_anything_else_is_refused(template, tmp_path):
-    assert ChatFormat.from_template(template, "<s>", "</s>") is None
-    with pytest.raises(InputError, match="cannot be the reward model: we do not know its chat"):
-        reward_model(tmp_path, template=template)
-
-
-def test_tulus_format_without_an_end_of_sequence_is_refused():
-    assert ChatFormat.from_template(TULU) is None
-
-
-def test_a_policy_in_tulus_format_is_refused_since_it_could_not_be_exported(tmp_path):
-    with pytest.raises(InputError, match="neither Qwen's ChatML nor DeepSeek's"):
-        Tokenizer.from_pretrained(reward_folder(tmp_path))
-
-
-# ------------------------------------------------------------------------------------------- scores
+# ------------------------------------------------------------------------------------ reward model
 
 PROMPTS = [[QUESTION], [SYSTEM, QUESTION], [QUESTION, ANSWER, QUESTION], [QUESTION], [QUESTION]]
 ANSWERS = ["4", "Four, as you may well have known before you asked.", "5", "4.", "ß"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_scores_of_a_batch_are_those_of_each_alone(batch_size, tmp_path):
+def test_rewards_of_a_batch_are_those_of_each_alone(batch_size, tmp_path):
     model = reward_model(tmp_path, batch_size)
-    scores = model.score(PROMPTS, ANSWERS)
-    alone = [model.score([p], [a]) for p, a in zip(PROMPTS, ANSWERS)]
-    torch.testing.assert_close(scores, torch.cat(alone), rtol=1e-5, atol=1e-5)
-    assert scores.std() > 0.1 and scores.dtype == torch.float64
+    rewards = model.rewards(PROMPTS, ANSWERS)
+    alone = [model.rewards([p], [a]) for p, a in zip(PROMPTS, ANSWERS)]
+    torch.testing.assert_close(rewards, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    assert rewards.std() > 0.01 and rewards.dtype == torch.float64
     messages = [QUESTION, {**ANSWER, "content": "4"}]
     ids = model.tokenizer.encode_chat(messages, add_generation_prompt=False)
     assert model.tokenizer.decode(ids).endswith("4</s>")  # the last token is the one that is read
-    last = model.model(torch.tensor([ids]))[0, -1, 0]
-    assert scores[0].item() == pytest.approx(last.item(), rel=1e-5)
+    last = model.model(torch.tensor([ids]))[0, -1, 0].double()
+    assert rewards[0].item() == pytest.approx(last.sigmoid().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_scores_equal_transformers(model_type, tmp_path):
+def test_rewards_are_the_sigmoid_of_transformers_logits(model_type, tmp_path):
     transformers = pytest.importorskip("transformers")
-    scores = reward_model(tmp_path, 2, model_type=model_type).score(PROMPTS, ANSWERS)
+    rewards = reward_model(tmp_path, 2, model_type=model_type).rewards(PROMPTS, ANSWERS)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert type(theirs).__name__.endswith("ForSequenceClassification")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -208,26 +173,26 @@ def test_scores_equal_transformers(model_type, tmp_path):
     )
     with torch.no_grad():
         expected = theirs(**inputs).logits[:, 0].double()
-    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rewards, expected.sigmoid(), rtol=1e-5, atol=1e-5)
 
 
-def test_equal_answers_get_exactly_equal_scores_whatever_they_are_batched_with(tmp_path):
-    scores = reward_model(tmp_path, 2).score([[QUESTION]] * 5, ["4", "four", "4", "4!", "4"])
-    assert scores[0] == scores[2] == scores[4] and len(set(scores.tolist())) == 3
+def test_equal_answers_get_exactly_equal_rewards_whatever_they_are_batched_with(tmp_path):
+    rewards = reward_model(tmp_path, 2).rewards([[QUESTION]] * 5, ["4", "four", "4", "4!", "4"])
+    assert rewards[0] == rewards[2] == rewards[4] and len(set(rewards.tolist())) == 3
 
 
 def test_an_answer_too_long_for_the_reward_model_is_worth_nothing_and_warned_of(tmp_path):
     model = reward_model(tmp_path, max_position_embeddings=60)
     with pytest.warns(UserWarning, match="1 answers are too long for the reward model"):
-        scores = model.score([[QUESTION]] * 2, ["4" * 40, "4"])
-    assert scores.sigmoid()[0] == 0 < scores.sigmoid()[1]
+        rewards = model.rewards([[QUESTION]] * 2, ["4" * 40, "4"])
+    assert rewards[0] == 0 < rewards[1]
 
 
-def test_scores_that_are_not_numbers_are_refused(tmp_path):
+def test_logits_that_are_not_numbers_are_refused(tmp_path):
     model = reward_model(tmp_path)
     torch.nn.init.constant_(model.model.score.weight, torch.nan)
     with pytest.raises(InputError, match="not numbers"):
-        model.score([[QUESTION]], ["4"])
+        model.rewards([[QUESTION]], ["4"])
 
 
 @pytest.mark.parametrize(
@@ -254,20 +219,20 @@ def completion(text, finished=True):
     return Completion(text + "$" * finished, [], finished)
 
 
-def scorer(scores):
-    """A reward model that gives `scores` in turn, and what it was shown."""
-    shown, left = [], list(scores)
+def fake_judge(rewards):
+    """A reward model that gives `rewards` in turn, and what it was shown."""
+    shown, left = [], list(rewards)
 
-    def score(prompts, answers):
+    def give(prompts, answers):
         shown.extend(zip(prompts, answers))
         return torch.tensor([left.pop(0) for _ in answers], dtype=torch.float64)
 
-    return SimpleNamespace(score=score), shown
+    return SimpleNamespace(rewards=give), shown
 
 
 def test_eq7_the_reward_model_sees_the_answer_without_reasoning_and_without_tags(tmp_path):
     texts = ["<think>2+2=4</think>\n\n4\n", "<think>hm</think>4", "<no_think>4</no_think>"]
-    model, shown = scorer([1.0, 2.0, 3.0])
+    model, shown = fake_judge([0.1, 0.2, 0.3])
     judge_all([(OPEN, completion(text)) for text in texts], PLAIN, model)
     assert shown == [([QUESTION], "4")] * 3
     texts.append("<no_think>5</no_think>")
@@ -278,25 +243,30 @@ def test_eq7_the_reward_model_sees_the_answer_without_reasoning_and_without_tags
 
 def test_eq7_a_malformed_or_unfinished_response_gets_0_without_being_scored():
     cases = [("4", True), ("<think></think>4", True), ("<no_think>4</no_think>", False)]
-    model, shown = scorer([])
+    model, shown = fake_judge([])
     judged = judge_all([(OPEN, completion(*case)) for case in cases], PLAIN, model)
     assert [j.reward for j in judged] == [0, 0, 0] and not shown
 
 
-def test_eq7_rewards_of_the_reward_model_lie_between_0_and_1_and_rise_with_the_score():
-    scores = [-30.0, -2.0, 0.0, 1e-3, 2.0, 30.0]
-    cases = [(OPEN, completion("<no_think>4</no_think>"))] * len(scores)
-    rewards = [j.reward for j in judge_all(cases, PLAIN, scorer(scores)[0])]
-    assert rewards[0] > 0 and rewards[-1] < 1 and rewards == sorted(set(rewards))
-    assert rewards[2] == 0.5 and rewards[1] + rewards[4] == pytest.approx(1)
+def test_eq7_rewards_of_the_reward_model_lie_between_0_and_1_and_rise_with_its_logit(tmp_path):
+    model, rewards = reward_model(tmp_path), []
+    for factor in (-3.0, -0.1, 0.0, 0.1, 3.0):  # of the head, and so of the logit
+        with torch.no_grad():
+            head = model.model.score.weight.clone()
+            model.model.score.weight.mul_(factor)
+            rewards.append(model.rewards([[QUESTION]], ["4"]).item())
+            model.model.score.weight.copy_(head)
+    assert all(0 < reward < 1 for reward in rewards) and rewards[2] == 0.5
+    assert rewards in (sorted(set(rewards)), sorted(set(rewards), reverse=True))
+    assert rewards[1] + rewards[3] == pytest.approx(1)
 
 
 def test_eq7_each_query_is_judged_in_its_own_way_and_in_its_own_place():
-    model, shown = scorer([0.0, 5.0])
+    model, shown = fake_judge([0.5, 0.9])
     answers = [(MATHS, "4"), (OPEN, "a"), (MATHS, "5"), (OPEN, ""), (OPEN, "b"), (MATHS, "4")]
     cases = [(query, completion(f"<no_think>{answer}</no_think>")) for query, answer in answers]
     judged = judge_all(cases, PLAIN, model)
-    expected = [1, 0.5, 0, 0, torch.tensor(5.0).sigmoid().item(), 1]
+    expected = [1, 0.5, 0, 0, 0.9, 1]
     assert [j.reward for j in judged] == pytest.approx(expected)
     assert [j.definite for j in judged] == [query is MATHS for query, _ in answers]
     assert [answer for _, answer in shown] == ["a", "b"]
@@ -312,13 +282,11 @@ def test_accuracy_is_over_the_queries_with_a_definite_answer_and_absent_without_
         return judged, [-1.0] * 4
 
     maths, chat = group(True, [1, 0, 1, 1]), group(False, [0.25, 0.25, 0.5, 0.5])
-    totals = [1.0] * len(hgpo.TOTALS)
-    metrics = hgpo.step_metrics([chat, maths], totals, False)
+    totals = [1.0] * len(TOTALS)
+    metrics = step_metrics([chat, maths], totals, False)
     names = [f"{mode}/{name}" for name in ("accuracy", "reward") for mode in ("think", "no_think")]
     assert [metrics[name] for name in names] == [0.5, 1, 0.375, 0.75]
-    assert not {"think/accuracy", "no_think/accuracy"} & set(
-        hgpo.step_metrics([chat], totals, False)
-    )
+    assert not {"think/accuracy", "no_think/accuracy"} & set(step_metrics([chat], totals, False))
 
 
 # --------------------------------------------------------------------------------------- whole runs
@@ -342,7 +310,7 @@ def polite(lab_folder, tmp_path_factory):
     shutil.copytree(lab_folder / "base", judge)
     size = len(Tokenizer.from_pretrained(judge))
     tiny_model(score_head=True, vocab_size=size, spread=2.0).save_pretrained(judge)
-    settings = {"chat_template": ChatFormat(CHATML).template()}
+    settings = {"chat_template": CHATML.template()}
     (judge / "tokenizer_config.json").write_text(json.dumps(settings))
     return SimpleNamespace(policy=folder / "policy", rows=rows, judge=judge)
 
@@ -364,18 +332,18 @@ def polite_settings(polite, lab_folder, output, **changes):
 def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_bit(
     polite, lab_folder, tmp_path, monkeypatch
 ):
-    scored = []
-    score = RewardModel.score
+    given = []
+    give = RewardModel.rewards
 
     def count(self, prompts, answers):
-        scores = score(self, prompts, answers)
-        scored.extend(scores.sigmoid().tolist())
-        return scores
+        rewards = give(self, prompts, answers)
+        given.extend(rewards.tolist())
+        return rewards
 
-    monkeypatch.setattr(RewardModel, "score", count)
+    monkeypatch.setattr(RewardModel, "rewards", count)
     hgpo.run(polite_settings(polite, lab_folder, tmp_path / "whole"))
     log = log_of(tmp_path / "whole")
-    assert len(scored) > 8 and len(set(scored)) > 4
+    assert len(given) > 8 and len(set(given)) > 4
     assert any(entry["reward"] for entry in log)
     assert any("think/accuracy" in entry for entry in log)
 
@@ -398,7 +366,7 @@ def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_
     logs = [log, log_of(tmp_path / "killed")]
     for entry in (*logs[0], *logs[1]):
         for timing in TIMINGS:
-            entry.pop(timing)
+            entry.pop(timing, None)
     assert logs[0] == logs[1]
 
 

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from data import lab
-from data.rows import parse_response, read_hft_rows, read_queries
+from data.modes import parse_response
+from data.rows import read_hft_rows, read_queries
 
 
 def rows(folder, name):

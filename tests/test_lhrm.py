@@ -1,4 +1,4 @@
-"""lhrm.py: rewards, Hybrid Accuracy, scoring, batches, and Hybrid Fine-Tuning."""
+"""lhrm.py: Hybrid Accuracy, Eq. 4, log-probs, batches, and the figures of an evaluation."""
 
 import dataclasses
 import math
@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, run, tiny_model
+from conftest import tiny_model
 
 import lhrm
-from data.judge import NEITHER, Judged
+from data import report
+from data.cli import InputError
+from data.judge import Judged
+from data.modes import NEITHER, NO_THINK, THINK
+from data.report import Record
 from data.rows import Query
 from lhrm import (
     batch_indices,
@@ -21,33 +25,39 @@ from lhrm import (
     scheduled_rate,
     score_responses,
 )
-from model import Block, Config, InputError, KVCache, rotary_angles
 from sample import generate
 
 # ----------------------------------------------------------------------- Hybrid Accuracy, Eq. 2, 13
 
-THINK_REWARDS = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
-NO_THINK_REWARDS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-LENGTHS = torch.tensor([[9, 9], [9, 9], [9, 9], [2, 3]]), torch.tensor([[3, 4]] * 4)
+# Four queries, two responses a mode: (K, 2, G), think first.
+REWARDS = torch.tensor(
+    [[[1.0, 1.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]],
+     [[1.0, 0.0], [0.0, 1.0]]]
+)  # fmt: skip
+LENGTHS = torch.tensor([[[9, 9], [3, 4]]] * 3 + [[[2, 3], [3, 4]]])
 
 
 def test_eq2_the_better_mode_has_the_higher_mean_or_else_is_shorter():
-    best = best_modes(THINK_REWARDS, NO_THINK_REWARDS, *LENGTHS, margin=0.05)
-    assert best.tolist() == [0, 1, 1, 0]
+    best = best_modes(REWARDS, LENGTHS, margin=0.05)
+    assert best.tolist() == [THINK, NO_THINK, NO_THINK, THINK]
+
+
+def test_eq2_of_modes_that_are_equal_in_all_no_think_is_the_better():
+    assert best_modes(torch.ones(1, 2, 3), torch.full((1, 2, 3), 7), 0.05).tolist() == [NO_THINK]
 
 
 def test_eq13_counts_choices_of_the_better_mode():
-    # Two free samples a query; −1 opened with neither tag and is always wrong.
-    chosen = torch.tensor([[0, 0], [1, 0], [1, -1], [-1, -1]])
-    value = hybrid_accuracy(THINK_REWARDS, NO_THINK_REWARDS, *LENGTHS, chosen, margin=0.05)
+    # Two free samples a query; one that opened with neither tag is always wrong.
+    chosen = torch.tensor([[0, 0], [1, 0], [1, NEITHER], [NEITHER, NEITHER]])
+    value = hybrid_accuracy(REWARDS, LENGTHS, chosen, margin=0.05)
     assert value == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
 
 
-@pytest.mark.parametrize("margin, best", [(0.0, 0), (0.1, 0), (0.1 + 1e-3, 1)])
+@pytest.mark.parametrize("margin, best", [(0.0, THINK), (0.1, THINK), (0.1 + 1e-3, NO_THINK)])
 def test_eq13_means_closer_than_the_margin_count_as_equal(margin, best):
-    think, no_think = torch.full((1, 10), 0.9), torch.full((1, 10), 0.8)
-    lengths = torch.full((1, 10), 5), torch.full((1, 10), 2)
-    assert best_modes(think, no_think, *lengths, margin=margin).tolist() == [best]
+    rewards = torch.tensor([[[0.9] * 10, [0.8] * 10]])
+    lengths = torch.tensor([[[5] * 10, [2] * 10]])
+    assert best_modes(rewards, lengths, margin).tolist() == [best]
 
 
 # ----------------------------------------------------------------------------------- scoring, Eq. 4
@@ -91,14 +101,12 @@ def test_entropy_and_accuracy_are_those_of_the_next_token():
 def test_sampler_and_scorer_agree_on_the_sampled_ids(model):
     groups = generate(
         model,
+        SimpleNamespace(eos_ids=[7], think_id=50, no_think_id=51),
         PROMPTS,
         max_new_tokens=20,
         num_generations=4,
         temperature=1.3,
         modes=["think", "no_think", None],
-        eos_ids=[7],
-        think_id=50,
-        no_think_id=51,
     )
     prompts = [p for p in PROMPTS for _ in range(4)]
     completions = [c for group in groups for c in group]
@@ -195,7 +203,7 @@ def judged(mode, reward, length=4):
 
 def record(domain, level, think, no_think, free):
     """free: (mode, reward) pairs; think takes 9 tokens, no_think 3."""
-    return lhrm.Record(
+    return Record(
         Query([], ["a"], level, domain),
         {
             "think": [judged(0, reward, 9) for reward in think],
@@ -215,11 +223,11 @@ RECORDS = [
 def test_a_bootstrap_interval_is_about_two_standard_errors_of_the_queries_wide():
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(400, 1, generator=generator)
-    low, high = lhrm.bootstrap(means.expand(-1, 3))  # equal samples say nothing new
+    low, high = report.bootstrap(means.expand(-1, 3))  # equal samples say nothing new
     error = means.std().item() / 20
     assert low == pytest.approx(means.mean().item() - 1.96 * error, abs=0.2 * error)
     assert high == pytest.approx(means.mean().item() + 1.96 * error, abs=0.2 * error)
-    assert lhrm.bootstrap(torch.ones(5, 2)) == [1.0, 1.0]
+    assert report.bootstrap(torch.ones(5, 2)) == [1.0, 1.0]
 
 
 def test_eq3_accuracy_is_the_mean_reward_of_the_chosen_mode_by_domain():
@@ -250,71 +258,3 @@ def test_results_of_a_domain_by_level_with_both_forced_modes():
     assert list(result["by_level"]) == ["1", "2"]
     level_2 = result["by_level"]["2"]
     assert (level_2["think"]["pass@1"], level_2["no_think"]["pass@1"]) == (1, 0)
-
-
-# ------------------------------------------------------------------------------------------- memory
-
-
-@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
-def test_a_blocks_saved_activations_are_what_the_memory_estimate_counts(model_type):
-    config = Config(**{**TINY, "model_type": model_type, "hidden_size": 128, "head_dim": 48})
-    block, tokens = Block(config, 0).bfloat16(), 64
-    x = torch.randn(1, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-    positions = torch.arange(tokens)[None]
-    frequencies, scale = config.rotary_frequencies()
-    rope = rotary_angles(positions, torch.tensor(frequencies), scale)
-    shared = {t.untyped_storage().data_ptr() for t in (*block.parameters(), *rope)}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x, rope, positions, None, None)
-    size = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in shared)
-    assert size / tokens == pytest.approx(lhrm.block_activations(config), rel=0.03)
-
-
-def test_the_memory_of_caches_and_of_training_state_is_what_they_take():
-    model = tiny_model().bfloat16()
-    count = sum(p.numel() for p in model.parameters())
-    assert lhrm.count_parameters(model.config)[0] == count
-    cache = KVCache(1)
-    model(torch.ones(1, 10, dtype=torch.long), cache=cache)
-    pairs = cache.layers.values()
-    cached = sum(t[:, : cache.size].numel() * t.element_size() for pair in pairs for t in pair)
-    chat = [
-        lhrm.memory_needed(model.config, lhrm.MemorySettings(max_length=n))["chat"] for n in (0, 10)
-    ]
-    assert chat[1] - chat[0] == cached and chat[0] == 2 * count + 22 * 61
-
-    model = tiny_model()
-    optimizer = lhrm.make_optimizer(model, 0.0)
-    model(torch.ones(1, 4, dtype=torch.long)).sum().backward()
-    optimizer.step()
-    tensors = [t for p in model.parameters() for t in (p, p.grad, *optimizer.state[p].values())]
-    state = sum(t.numel() * t.element_size() for t in tensors if t.dim())
-    one, two = (
-        lhrm.memory_needed(model.config, lhrm.MemorySettings(num_processes=n)) for n in (1, 2)
-    )
-    assert one["hft"] - two["hft"] == state / 2 == 8 * count
-    assert one["hgpo"] - two["hgpo"] == 10 * count  # and the reference model
-
-
-def test_the_memory_command(lab_folder):
-    done = run("lhrm.py", "memory", "--model_name_or_path", lab_folder / "base")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["chat", "hft", "hgpo"]
-
-
-def test_a_reward_model_is_in_hgpos_memory_whole_in_bf16(tmp_path, capsys):
-    config = Config(**{**TINY, "vocab_size": 2**20, "score_head": True})
-    config.save_pretrained(tmp_path)
-    needed = []
-    for reward_model in (None, str(tmp_path)):
-        settings = lhrm.MemorySettings(str(tmp_path), reward_model)
-        lhrm.print_memory(settings)
-        needed.append([float(line.split()[1]) for line in capsys.readouterr().out.splitlines()])
-    chat, hft, hgpo = (after - before for before, after in zip(*needed))
-    assert (chat, hft) == (0, 0)
-    assert hgpo == pytest.approx(2 * lhrm.count_parameters(config)[0] / 2**30, abs=0.1)

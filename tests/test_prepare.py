@@ -14,10 +14,10 @@ from conftest import ROOT, needs_sandbox, run
 import lhrm
 from data import prepare
 from data.classify import Rules
+from data.cli import InputError
 from data.prepare import Evaluation, PrepareSettings, Report
 from data.rows import TokenizedRows, encode_row, read_hft_rows, read_queries
 from data.sources import Example
-from model import InputError
 
 WORDS = ["".join(random.Random(i).choices("abcdefghij", k=6)) for i in range(3000)]
 

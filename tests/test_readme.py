@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import math
 import re
 
 from conftest import ROOT
@@ -13,8 +12,8 @@ import sample
 from data import classify
 from data.judge import Judged
 from data.prepare import PrepareSettings
+from data.report import TOTALS, Record, step_metrics
 from data.rows import Query
-from model import Config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TESTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
@@ -52,7 +51,7 @@ def test_every_equation_test_names_its_equation():
 
 def test_every_option_in_the_readme_is_a_setting():
     classes = (sample.SampleSettings, lhrm.HFTSettings, lhrm.EvalSettings, hgpo.HGPOSettings)
-    classes += (lhrm.MemorySettings, PrepareSettings)
+    classes += (PrepareSettings,)
     classes += (classify.TrainSettings, classify.EvaluateSettings)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
     others = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help", "local"}
@@ -62,7 +61,7 @@ def test_every_option_in_the_readme_is_a_setting():
 
 def test_every_figure_of_an_evaluation_is_explained():
     judged = {way: [Judged(0, 1.0, 3, True, True, False, "")] for way in ("think", "no_think")}
-    result = lhrm.results([lhrm.Record(Query([], ["1"], "1", "maths"), judged)], 0.05, None)
+    result = lhrm.results([Record(Query([], ["1"], "1", "maths"), judged)], 0.05, None)
     text = README[README.index("## Evaluation") : README.index("## Checkpoints")]
     for name in {*result, *result["think"]} - {"domain", "by_level", "by_domain", *judged}:
         assert f"`{name}`" in text, name
@@ -74,60 +73,13 @@ def test_the_symbol_tables_figures_are_the_defaults():
     for name, paper, on_lab in rows:
         default = {f.name: f.default for f in dataclasses.fields(hgpo.HGPOSettings)}[name]
         assert float(paper) == default, name
-        assert float(on_lab) == hgpo.LAB.get(name, default), name
+        assert float(on_lab) == hgpo.HGPO_ON_LAB.get(name, default), name
 
 
 def test_every_logged_name_is_explained():
     groups = [([Judged(0, 1.0, 3, True, True, False, "")] * 2, [-1.0, -1.0])]
-    metrics = hgpo.step_metrics(groups, [1.0] * len(hgpo.TOTALS), True)
+    metrics = step_metrics(groups, [1.0] * len(TOTALS), True)
     text = README[README.index("## Reading the logs") :]
     for name in re.findall(r"`([\w/]*)\{([\w,]+)\}([\w/]*)`", text):
         text += "".join(f"`{name[0]}{middle}{name[2]}`" for middle in name[1].split(","))
     assert all(f"`{name}`" in text for name in metrics), set(metrics)
-
-
-# vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
-# num_key_value_heads, tie_word_embeddings, model_type, head_dim (0: hidden size / heads); from each
-# checkpoint's config.json.
-CHECKPOINTS = {
-    "Qwen2.5-0.5B": (151936, 896, 4864, 24, 14, 2, True, "qwen2", 0),
-    "Qwen2.5-1.5B": (151936, 1536, 8960, 28, 12, 2, True, "qwen2", 0),
-    "Qwen2.5-3B": (151936, 2048, 11008, 36, 16, 2, True, "qwen2", 0),
-    "Qwen2.5-7B": (152064, 3584, 18944, 28, 28, 4, False, "qwen2", 0),
-    "Qwen3-0.6B": (151936, 1024, 3072, 28, 16, 8, True, "qwen3", 128),
-    "Qwen3-1.7B": (151936, 2048, 6144, 28, 16, 8, True, "qwen3", 128),
-    "Qwen3-4B": (151936, 2560, 9728, 36, 32, 8, True, "qwen3", 128),
-    "Qwen3-8B": (151936, 4096, 12288, 36, 32, 8, False, "qwen3", 128),
-    "DeepSeek-R1-Distill-Qwen-1.5B": (151936, 1536, 8960, 28, 12, 2, False, "qwen2", 0),
-    "DeepSeek-R1-Distill-Qwen-7B": (152064, 3584, 18944, 28, 28, 4, False, "qwen2", 0),
-    "Llama-3.2-1B": (128256, 2048, 8192, 16, 32, 8, True, "llama", 64),
-    "Llama-3.1-8B": (128256, 4096, 14336, 32, 32, 8, False, "llama", 128),
-}
-
-
-def memory_row(name: str) -> str:
-    """A row of the README's table: parameters in 10^9; GiB on 1 and on 8 GPUs, rounded up."""
-    vocab, hidden, inner, layers, heads, shared, tied, kind, head_dim = CHECKPOINTS[name]
-    config = Config(vocab, hidden, inner, layers, heads, kind, shared, head_dim)
-    config.tie_word_embeddings = tied
-    one, eight = (lhrm.memory_needed(config, lhrm.MemorySettings(num_processes=n)) for n in (1, 8))
-    gib = [
-        math.ceil(needed[use] / 2**30)
-        for needed, use in (
-            (one, "chat"),
-            (one, "hft"),
-            (eight, "hft"),
-            (one, "hgpo"),
-            (eight, "hgpo"),
-        )
-    ]
-    count = lhrm.count_parameters(config)[0] / 1e9
-    return f"{count:.2f} | " + " | ".join(map(str, gib))
-
-
-def test_the_memory_table_is_what_the_memory_command_computes():
-    for name in CHECKPOINTS:
-        row = re.search(
-            rf"^\|[^|]*\b{re.escape(name)}\b[^|]*\| ([\d.| ]+) \|$", README, re.MULTILINE
-        )
-        assert row and row[1] == memory_row(name), f"| {name} | {memory_row(name)} |"

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from data.rows import final_answer, format_response, parse_response, read_hft_rows, read_queries
-from model import InputError
+from data.cli import InputError
+from data.modes import format_response, parse_response
+from data.rows import final_answer, read_hft_rows, read_queries
 
 # -------------------------------------------------------------------------------------- the grammar
 

@@ -5,15 +5,16 @@ import os
 import select
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, run, tiny_model
 
-from model import InputError
+from data.cli import InputError
 from sample import Completion, chat, draw, generate
 
-IDS = {"eos_ids": [7, 8], "think_id": 50, "no_think_id": 51}
+IDS = SimpleNamespace(eos_ids=[7, 8], think_id=50, no_think_id=51)
 PROMPTS = [[1, 2, 3, 4, 5, 6], [9, 10], [11], [1, 2, 3, 4, 5, 6]]
 
 
@@ -25,12 +26,12 @@ def flat(groups):
 def test_sampled_log_probs_equal_one_uncached_forward_of_a_ragged_batch(model, temperature):
     groups = generate(
         model,
+        IDS,
         PROMPTS,
         max_new_tokens=30,
         num_generations=5,
         temperature=temperature,
         modes=["think", None, "no_think", None],
-        **IDS,
     )
     assert temperature == 0 or len({len(c.ids) for c in flat(groups)}) > 3  # ragged indeed
     for prompt, group in zip(PROMPTS, groups):
@@ -45,9 +46,9 @@ def test_sampled_log_probs_equal_one_uncached_forward_of_a_ragged_batch(model, t
 
 def test_eq5_a_forced_mode_opens_every_response_with_its_tag_at_the_models_own_log_prob(model):
     modes = ["think", "no_think", "think", "no_think"]
-    groups = generate(model, PROMPTS, max_new_tokens=4, num_generations=3, modes=modes, **IDS)
+    groups = generate(model, IDS, PROMPTS, max_new_tokens=4, num_generations=3, modes=modes)
     for prompt, mode, group in zip(PROMPTS, modes, groups):
-        tag = IDS[f"{mode}_id"]
+        tag = getattr(IDS, f"{mode}_id")
         log_prob = model(torch.tensor([prompt]))[0, -1].log_softmax(-1)[tag]
         for completion in group:
             assert completion.ids[0] == tag
@@ -55,19 +56,19 @@ def test_eq5_a_forced_mode_opens_every_response_with_its_tag_at_the_models_own_l
 
 
 def test_eq6_every_prompt_gets_its_own_group_even_if_prompts_are_equal(model):
-    groups = generate(model, PROMPTS, max_new_tokens=12, num_generations=6, **IDS)
+    groups = generate(model, IDS, PROMPTS, max_new_tokens=12, num_generations=6)
     assert [len(group) for group in groups] == [6] * 4
     assert [c.ids for c in groups[0]] != [c.ids for c in groups[3]]
 
 
 def test_every_response_draws_its_own_first_token():
     model = tiny_model(spread=1.0)  # nearly uniform
-    group = generate(model, [[1]], max_new_tokens=1, num_generations=200, **IDS)[0]
+    group = generate(model, IDS, [[1]], max_new_tokens=1, num_generations=200)[0]
     assert len({c.ids[0] for c in group}) > 40
 
 
 def test_a_response_ends_at_any_stop_token_and_only_there(model):
-    done = flat(generate(model, PROMPTS, max_new_tokens=40, num_generations=20, **IDS))
+    done = flat(generate(model, IDS, PROMPTS, max_new_tokens=40, num_generations=20))
     assert {c.ids[-1] for c in done if c.finished} == {7, 8}
     for completion in done:
         assert completion.finished == (completion.ids[-1] in (7, 8))
@@ -78,7 +79,7 @@ def test_a_response_ends_at_any_stop_token_and_only_there(model):
 
 def test_the_seed_alone_decides_whatever_else_is_in_the_batch(model):
     def sample(prompts, seed, n):
-        groups = generate(model, prompts, max_new_tokens=20, num_generations=n, seed=seed, **IDS)
+        groups = generate(model, IDS, prompts, max_new_tokens=20, num_generations=n, seed=seed)
         return [[c.ids for c in group] for group in groups]
 
     assert sample(PROMPTS, 3, 4) == sample(PROMPTS, 3, 4) != sample(PROMPTS, 4, 4)
@@ -88,7 +89,7 @@ def test_the_seed_alone_decides_whatever_else_is_in_the_batch(model):
 
 
 def test_greedy_takes_the_likeliest_token(model):
-    completion = generate(model, [[1, 2]], max_new_tokens=10, temperature=0.0, **IDS)[0][0]
+    completion = generate(model, IDS, [[1, 2]], max_new_tokens=10, temperature=0.0)[0][0]
     ids = [1, 2]
     for token in completion.ids:
         assert token == int(model(torch.tensor([ids]))[0, -1].argmax())
@@ -121,7 +122,7 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens(top_k, top_p, kept):
 def test_a_row_that_names_no_token_is_never_sampled(model):
     model.num_tokens = 20
     done = flat(
-        generate(model, PROMPTS, max_new_tokens=20, num_generations=20, temperature=5.0, **IDS)
+        generate(model, IDS, PROMPTS, max_new_tokens=20, num_generations=20, temperature=5.0)
     )
     assert max(token for c in done for token in c.ids) < 20
 
@@ -133,13 +134,13 @@ def test_a_row_that_names_no_token_is_never_sampled(model):
 )  # fmt: skip
 def test_senseless_settings_are_refused(model, change):
     with pytest.raises(InputError):
-        generate(model, PROMPTS, **{"max_new_tokens": 3, **IDS, **change})
+        generate(model, IDS, PROMPTS, **{"max_new_tokens": 3, **change})
 
 
 def test_an_empty_prompt_is_refused_and_no_prompts_are_fine(model):
     with pytest.raises(InputError):
-        generate(model, [[1], []], max_new_tokens=3, **IDS)
-    assert generate(model, [], max_new_tokens=3, **IDS) == []
+        generate(model, IDS, [[1], []], max_new_tokens=3)
+    assert generate(model, IDS, [], max_new_tokens=3) == []
 
 
 def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path):

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from data.cli import InputError
 from data.sources import OASST, RECIPES, Skip, read_source, split_trace
-from model import InputError
 
 R1 = "<think>\n6 times 7\n</think>\n\nIt is \\boxed{42}."
 READ = ("6 times 7", "It is \\boxed{42}.")

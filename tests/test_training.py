@@ -10,69 +10,16 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run
-from safetensors.torch import load_file
+from conftest import ROOT, TIMINGS, few_rows, hft_settings, hgpo_settings, log_of, run, weights
 
 import hgpo
 import lhrm
 import sample
 from data import lab
-
-TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 8}
-
-
-def hft_settings(lab_folder, output, **changes):
-    values = {
-        "model_name_or_path": str(lab_folder / "base"),
-        "dataset_name": str(lab_folder / "data" / "hft.jsonl"),
-        "output_dir": str(output),
-        "batch_size": 8,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        **TINY_RUN,
-        **changes,
-    }
-    return lhrm.HFTSettings(**values)
-
-
-def hgpo_settings(lab_folder, output, **changes):
-    values = {
-        "model_name_or_path": str(lab_folder / "base"),
-        "dataset_name": str(lab_folder / "data" / "rl.jsonl"),
-        "output_dir": str(output),
-        "num_queries": 4,
-        "num_generations": 4,
-        "num_iterations": 2,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "max_completion_length": 12,
-        **TINY_RUN,
-        **changes,
-    }
-    return hgpo.HGPOSettings(**values)
-
+from data.cli import InputError, run_command
+from data.rows import read_hft_rows
 
 RUNS = {"hft": (lhrm.hft, hft_settings), "hgpo": (hgpo.run, hgpo_settings)}
-
-
-def few_rows(lab_folder, tmp_path, name):
-    """Ten rows of a lab file: six steps pass several epoch boundaries."""
-    path = tmp_path / f"{name}.jsonl"
-    lines = (lab_folder / "data" / f"{name}.jsonl").read_text().splitlines()[:10]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-TIMINGS = ("step_time", "tokens_per_second", "timing/rollout", "timing/reward", "timing/update")
 
 
 # ----------------------------------------------------------------------------------- what is learnt
@@ -134,7 +81,7 @@ def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
     # The first logged loss is Eq. 4 on the first batch, worked out row by row.
     runtime = lhrm.start(False)
     policy, tokenizer = lhrm.load_policy(lab_folder / "base", runtime, False)
-    rows = list(lhrm.read_hft_rows(settings.dataset_name))
+    rows = list(read_hft_rows(settings.dataset_name))
     total = 0.0
     for i in lhrm.batch_indices(len(rows), 16, 0, seed=0):
         _, messages, text = rows[i]
@@ -191,7 +138,7 @@ def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(la
         moved += int((parameter.full_tensor() != before[name]).sum())
     assert moved > 1000
     seen = []
-    policy.model["layers"][0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    policy.model.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     policy(torch.tensor([[1, 2]]))
     (x, (cos, _), *_) = seen[0]
     assert (x.dtype, cos.dtype) == (torch.bfloat16, torch.float32)
@@ -231,7 +178,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
     monkeypatch.undo()
     assert (tmp_path / "killed" / "checkpoint-000003").is_dir()
     assert len(log_of(tmp_path / "killed")) == 4
-    with pytest.raises(lhrm.InputError, match="holds an unfinished run"):
+    with pytest.raises(InputError, match="holds an unfinished run"):
         train(killed)
     train(dataclasses.replace(killed, resume_from_checkpoint=True))
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
@@ -279,32 +226,34 @@ def test_a_run_goes_on_only_with_the_settings_it_was_made_with(lab_folder, tmp_p
     with pytest.raises(SystemExit):
         lhrm.hft(settings)
     changed = dataclasses.replace(settings, learning_rate=2e-3, resume_from_checkpoint=True)
-    with pytest.raises(lhrm.InputError, match="was made with learning_rate = 0.001, not 0.002"):
+    with pytest.raises(InputError, match="was made with learning_rate = 0.001, not 0.002"):
         lhrm.hft(changed)
-    damaged = tmp_path / "checkpoint-000004" / ".metadata"
+    damaged = tmp_path / "checkpoint-000006" / ".metadata"
     damaged.write_bytes(b"?")
-    with pytest.raises(lhrm.InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         lhrm.hft(dataclasses.replace(settings, resume_from_checkpoint=True))
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run(lab_folder, tmp_path):
-    with pytest.raises(lhrm.InputError, match="gradient norm is"):
+    with pytest.raises(InputError, match="gradient norm is"):
         lhrm.hft(hft_settings(lab_folder, tmp_path, learning_rate=1e30))
 
 
 def test_a_stop_token_inside_a_response_is_refused(lab_folder, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "7+5=", "answer": "1<|im_end|>2"}) + "\n")
-    with pytest.raises(lhrm.InputError, match=":1: a stop token inside"):
+    with pytest.raises(InputError, match=":1: a stop token inside"):
         lhrm.hft(hft_settings(lab_folder, tmp_path / "run", dataset_name=str(rows)))
 
 
 def test_the_lab_refuses_a_pi_hft_made_with_other_settings(lab_folder, tmp_path):
     shutil.copytree(lab_folder, tmp_path / "lab")
-    settings = lhrm.HFTSettings(**{**lhrm.LAB, "output_dir": str(tmp_path / "lab"), "max_steps": 1})
+    settings = lhrm.HFTSettings(
+        **{**lhrm.HFT_ON_LAB, "output_dir": str(tmp_path / "lab"), "max_steps": 1}
+    )
     lhrm.hft(settings)
-    with pytest.raises(lhrm.InputError, match="hft was made with max_steps = 1, not 0"):
-        hgpo.run(hgpo.HGPOSettings(**{**hgpo.LAB, "output_dir": str(tmp_path / "lab")}))
+    with pytest.raises(InputError, match="hft was made with max_steps = 1, not 0"):
+        hgpo.run(hgpo.HGPOSettings(**{**hgpo.HGPO_ON_LAB, "output_dir": str(tmp_path / "lab")}))
 
 
 def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
@@ -387,7 +336,10 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
         (["hgpo.py", "--num_generations", "3"], "num_generations = 3 must be even"),
         (["hgpo.py", "--beta", "much"], "invalid float value: 'much'"),
         (["hgpo.py", "--estimator", "ppo"], "invalid choice: 'ppo'"),
-        (["hgpo.py", "--num_queries", "7", "--per_device_train_batch_size", "5"], "do not divide"),
+        (
+            ["hgpo.py", "--num_queries", "7", "--per_device_train_batch_size", "5"],
+            "does not divide",
+        ),
         (["hgpo.py", "--temperature", "0"], "--temperature 0.0: must be at least 0.001"),
         (["hgpo.py", "--learning_rate", "nan"], "--learning_rate nan: must be"),
         (["hgpo.py", "--max_grad_norm", "-1"], "--max_grad_norm -1.0: must be at least 0"),
@@ -395,7 +347,7 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
         (["hgpo.py", "--eval_top_p", "1.5"], "at most 1"),
         (["hgpo.py", "--model_name_or_path", "BASE"], "give --dataset_name"),
         (["hgpo.py", "--model_name_or_path", "BASE", "--dataset_name", "BAD"], "rows.jsonl:2: "),
-        (["hgpo.py", "--model_name_or_path", "CUT", "--dataset_name", "RL"], "truncated: model."),
+        (["hgpo.py", "--model_name_or_path", "CUT", "--dataset_name", "RL"], "truncated"),
         (["lhrm.py"], "unknown command ''"),
         (["lhrm.py", "hft", "--output_dir", "BAD"], "Not a directory"),
         (["lhrm.py", "eval", "--model_name_or_path", "/none", "--dataset_name", "RL"], "/none"),
@@ -421,7 +373,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     modules = {"hgpo.py": hgpo, "lhrm.py": lhrm, "sample.py": sample}
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as exit:
-        sample.run_command(modules[command[0]].main)
+        run_command(modules[command[0]].main)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert exit.value.code == 2
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]

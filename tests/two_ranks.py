@@ -24,8 +24,8 @@ def gradients(model: Transformer, rows: list[int], micro_batch: int) -> dict[str
         now = lhrm.score_responses(model, [PROMPTS[i] for i in part], [RESPONSES[i] for i in part])
         old = now.log_probs.detach() + 0.1
         ref = now.log_probs.detach() - 0.3
-        weights = advantages[part, : now.mask.shape[1]]
-        policy_loss(now.log_probs, old, ref, weights, now.mask, 0.2, 0.1, len(PROMPTS)).backward()
+        here, weights = advantages[part, : now.mask.shape[1]], now.mask / len(PROMPTS)
+        policy_loss(now.log_probs, old, ref, here, weights, 0.2, 0.1).backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
     return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in grads.items()}
 

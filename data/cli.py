@@ -1,0 +1,183 @@
+"""What every command needs: settings from a dataclass, errors in one line, JSON files."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = typing.TypeVar("S", bound="DataclassInstance")
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong. A command prints it as one line and exits with 2."""
+
+
+# ----------------------------------------------------------------------------------------- settings
+
+
+def setting(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float = math.inf,
+) -> Any:
+    """A field of a settings dataclass: its default, a line that explains it, what it may be.
+
+    minimum and maximum are the bounds of a number, which must also be finite. Without a minimum,
+    a number must not be negative; a whole number must not be 0 either, unless its default is.
+    """
+    if minimum is None:
+        minimum = 1 if type(default) is int and default > 0 else 0
+    limits = {"minimum": minimum, "maximum": maximum}
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **limits})
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are InputErrors."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parse_settings(
+    cls: type[S], prog: str, arguments: Sequence[str], lab: dict[str, Any] | None = None
+) -> S:
+    """Read settings of the class `cls` from the command line: `--name value` for each field.
+
+    lab: the defaults that change when no `--model_name_or_path` is given. Raises InputError for an
+    unknown setting or a value of the wrong kind.
+    """
+    parser = OneLineParser(prog=prog, description=cls.__doc__, allow_abbrev=False)
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind = next(t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if t)
+        shown = f"{f.metadata['help']} (default: {f.default}"
+        shown += f"; lab: {lab[f.name]})" if lab and f.name in lab else ")"
+        options: dict[str, Any] = {"type": kind, "choices": f.metadata["choices"]}
+        if kind is bool:
+            options |= {"type": parse_bool, "nargs": "?", "const": True}
+        parser.add_argument(
+            f"--{f.name}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **options
+        )
+    given = vars(parser.parse_args(arguments))
+    for f in dataclasses.fields(cls):
+        value, low, high = given.get(f.name), f.metadata["minimum"], f.metadata["maximum"]
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        if not (low <= value <= high and math.isfinite(value)):
+            upper = f" and at most {high}" if high < math.inf else ""
+            raise InputError(f"--{f.name} {value}: must be at least {low}{upper}")
+    base = lab if lab and "model_name_or_path" not in given else {}
+    return cls(**{**base, **given})
+
+
+def parse_bool(text: str) -> bool:
+    """The value of a flag that is given as `--flag true` or `--flag false`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def check_same(path: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise InputError if what is at `path` was made with other settings than are wanted now."""
+    for name, value in wanted.items():
+        if recorded.get(name) != value:
+            raise InputError(f"{path} was made with {name} = {recorded.get(name)}, not {value}")
+
+
+def announce(
+    name: str, settings: Any, derived: dict[str, Any], folder: Path | None, file: str
+) -> None:
+    """Print a run's settings, what is derived from them, and the versions; keep them in a file."""
+    if not is_main_process():
+        return
+    versions = {name: version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")}
+    values = {"settings": dataclasses.asdict(settings), "derived": derived, "versions": versions}
+    print(f"\n{name}")
+    for group, entries in values.items():
+        print(f"  {group}: " + ", ".join(f"{k}={v}" for k, v in entries.items()))
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / file, values)
+
+
+# ----------------------------------------------------------------------------------------- commands
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; bad input becomes one line on standard error and exit code 2."""
+    try:
+        main()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def is_main_process() -> bool:
+    """True on rank 0, and where there is only one process."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def progress(items: Any, description: str, **options: Any) -> tqdm:
+    """A progress bar, shown by rank 0 only."""
+    return tqdm(items, desc=description, disable=not is_main_process(), mininterval=0.5, **options)
+
+
+# --------------------------------------------------------------------------------------- JSON files
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file that may be hostile. An InputError names the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # an escape may hide half a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file at once: whoever opens it sees the old contents or the new, never half."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_row(row: Any, file: IO[str]) -> None:
+    """Write one line of JSON."""
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Any], mode: str = "w") -> None:
+    """Write each row as a line of JSON; mode "a" appends to the file."""
+    with open(path, mode, encoding="utf-8") as file:
+        for row in rows:
+            write_row(row, file)

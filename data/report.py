@@ -1,0 +1,269 @@
+"""What an evaluation shows and writes once responses are judged: tables, bars, intervals, exports,
+and the finished part of long work, so that it can go on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.cli import InputError, write_json, write_rows
+from data.judge import Judged
+from data.modes import MODES, NO_THINK, THINK, parse_response
+from data.rows import Query
+from data.verify_code import extract_code
+from sample import mix_seed
+
+EXPORTS = ("alpaca_eval", "evalplus", "arena_hard")
+T = TypeVar("T")
+
+
+@dataclass
+class Record:
+    """A query and its judged responses, by setup: how the query was answered.
+
+    The setups are "think" and "no_think", the mode being forced; "auto", the model having chosen;
+    "router", a classifier of queries having chosen the mode.
+    """
+
+    query: Query
+    responses: dict[str, list[Judged]]
+
+    @property
+    def graded(self) -> bool:
+        """Whether there was anything to judge its responses by."""
+        return all(j.reward is not None for judged in self.responses.values() for j in judged)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Record:
+        """Read back what `dataclasses.asdict` made of a record."""
+        setups = row["responses"].items()
+        responses = {setup: [Judged(**j) for j in judged] for setup, judged in setups}
+        return cls(Query(**row["query"]), responses)
+
+
+# ------------------------------------------------------------------------- what an evaluation shows
+
+
+def bootstrap(values: Tensor) -> list[float]:
+    """95% interval of the mean of (K, S) values, the K queries drawn again and again."""
+    means = values.mean(1).numpy()
+    drawn = np.random.default_rng(0).integers(len(means), size=(1000, len(means)))
+    return np.quantile(means[drawn].mean(1), [0.025, 0.975]).tolist()
+
+
+def results_table(rows: dict[str, dict[str, Any]]) -> str:
+    """One line of figures per name: pass@1 with half of its 95% interval, think ratio, mean tokens
+    of all responses and of those in each mode, H_acc, and the shares that reached the length limit
+    and that were malformed."""
+    columns = {
+        "pass@1": 14, "think": 8, "tokens": 9, "if think": 10, "if no_think": 13, "H_acc": 8,
+        "cut": 7, "malformed": 11,
+    }  # fmt: skip
+    margin = max(20, *map(len, rows)) + 1
+    lines = [" " * margin + "".join(f"{name:>{width}}" for name, width in columns.items())]
+    for name, f in rows.items():
+        accuracy = shown(f["pass@1"], 3)
+        if f["pass@1_interval"]:
+            low, high = f["pass@1_interval"]
+            accuracy += f" ±{(high - low) / 2:.3f}"
+        cells = [
+            accuracy,
+            shown(f["think_ratio"], 3),
+            *(shown(f[key], 1) for key in ("mean_tokens", "think_tokens", "no_think_tokens")),
+            *(shown(f[key], 3) for key in ("hybrid_accuracy", "clipped_ratio", "malformed_ratio")),
+        ]
+        widths = columns.values()
+        lines.append(f"{name:{margin}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths)))
+    return "\n".join(lines)
+
+
+def shown(value: float | None, digits: int) -> str:
+    """A figure as the table shows it."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def level_bars(name: str, result: dict[str, Any], setup: str = "auto") -> str:
+    """Think ratio by level, as bars."""
+    lines = [f"think ratio by level, {name}"]
+    for level, figures in result["by_level"].items():
+        ratio = figures[setup]["think_ratio"]
+        lines.append(f"  level {level} {'█' * round(20 * ratio):░<20} {ratio:.2f}")
+    return "\n".join(lines)
+
+
+def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
+    """Print the table of an evaluation, by domain if there are several, and the bars of the last
+    setup."""
+    rows = {setup: result[setup] for setup in setups}
+    if len(result["by_domain"]) > 1:
+        by_domain = result["by_domain"].items()
+        rows |= {f"{s}, {domain}": figures[s] for s in setups for domain, figures in by_domain}
+    count = sum(figures["queries"] for figures in result["by_domain"].values())
+    print(f"\n{count} queries, headline domain: {result['domain']}")
+    print(results_table(rows))
+    if result["by_level"]:
+        print(level_bars(setups[-1], result, setups[-1]))
+
+
+def show_outcome(outcome: dict[str, Any], method: str, records: Sequence[Record]) -> None:
+    """The table, the bars, and responses from both ends of the levels and from off the domain."""
+    hft, final, name = outcome["hft"], outcome[method], method.upper()
+    rows = {
+        "HFT forced think": hft["think"],
+        "HFT forced no-think": hft["no_think"],
+        "HFT auto": hft["auto"],
+        f"{name} auto": final["auto"],
+    }
+    print(f"\n{final['queries']} held-out queries, domain {final['domain']}")
+    print(results_table(rows))
+    print(level_bars("HFT", hft))
+    print(level_bars(name, final))
+    head = [r for r in records if r.query.domain == final["domain"]] or list(records)
+    head.sort(key=lambda record: (len(record.query.level), record.query.level))
+    other = [r for r in records if r.query.domain != final["domain"]] or head
+    print(f"\nThree responses after {name}, freely sampled:")
+    for record in (head[0], head[-1], other[0]):
+        print(f"  {record.query.prompt[-1]['content']}")
+        print(f"    {record.responses['auto'][0].text}")
+
+
+# ------------------------------------------------------------------------ what a training step logs
+
+# Sums over the tokens of a step, from which its means are made.
+TOTALS = ("loss", "tokens", "entropy", "kl", "sampler_kl", "clipped_low", "clipped_high")
+
+
+def step_metrics(
+    groups: Sequence[tuple[Sequence[Judged], Sequence[float]]],
+    totals: Sequence[float],
+    with_reference: bool,
+) -> dict[str, float]:
+    """The logged figures of a step, over all ranks; no accuracies if no query has an answer.
+
+    groups: for each query its N judged responses, think first, and the log-probs of their mode
+    tags.
+    """
+
+    def grid(value: Callable[[Judged], float | None]) -> Tensor:
+        values = [[float(value(judged) or 0.0) for judged in group] for group, _ in groups]
+        return torch.tensor(values, dtype=torch.float64).view(len(groups), len(MODES), -1)
+
+    rewards, lengths = grid(lambda j: j.reward), grid(lambda j: j.length)  # (B, 2, G)
+    spread = rewards.std(-1, correction=0)  # (B, 2)
+    tags = torch.tensor([tags for _, tags in groups], dtype=torch.float64).view(rewards.shape)
+    tags = tags[:, :, 0]  # (B, 2): log π(<think> | q), log π(<no_think> | q)
+    total = dict(zip(TOTALS, totals))
+    tokens = total["tokens"]
+    low, high = total["clipped_low"] / tokens, total["clipped_high"] / tokens
+    metrics = {
+        "loss": total["loss"],
+        "reward": rewards.mean(),
+        "reward_std": spread.mean(),
+        "frac_reward_zero_std": (spread == 0).double().mean(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": 1 - grid(lambda j: j.finished).mean(),
+        "entropy": total["entropy"] / tokens,
+        "sampler_kl": total["sampler_kl"] / tokens,
+        "clip_ratio/low_mean": low,
+        "clip_ratio/high_mean": high,
+        "clip_ratio/region_mean": low + high,
+        "mode/think_ratio": tags[:, THINK].exp().mean(),
+        "mode/no_think_ratio": tags[:, NO_THINK].exp().mean(),
+        "mode/log_prob_think": tags[:, THINK].mean(),
+        "mode/log_prob_no_think": tags[:, NO_THINK].mean(),
+        "mode/entropy": torch.special.entr(tags.softmax(1)).sum(1).mean(),
+        "mode/malformed_ratio": 1 - grid(lambda j: j.well_formed).mean(),
+        "no_think/leak_ratio": grid(lambda j: j.leaked)[:, NO_THINK].mean(),
+    }
+    if with_reference:
+        metrics["kl"] = total["kl"] / tokens
+    definite = torch.tensor([group[0].definite for group, _ in groups])  # (B,)
+    for number, mode in enumerate(MODES):
+        metrics[f"{mode}/reward"] = rewards[:, number].mean()
+        if definite.any():
+            metrics[f"{mode}/accuracy"] = rewards[definite, number].mean()
+        metrics[f"{mode}/length"] = lengths[:, number].mean()
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def warn_of_collapse(step: int, metrics: dict[str, float], write: Callable[[str], Any]) -> None:
+    """Warn if a free response would open with one of the modes in fewer than 2% of cases."""
+    for mode in MODES:
+        if metrics[f"mode/{mode}_ratio"] < 0.02:
+            write(f"warning: step {step}: under 2% of free responses would open with <{mode}>")
+
+
+# ------------------------------------------------------------------------------- what goes to files
+
+
+def export(kind: str, records: Sequence[Record], setup: str, model: str, folder: Path) -> None:
+    """Write the first answer to each query, without its reasoning, for another evaluator."""
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        query, answer = record.query, parse_response(record.responses[setup][0].text).answer
+        if kind == "alpaca_eval":
+            asked = {"instruction": query.prompt[-1]["content"], "output": answer}
+            rows.append({**asked, "generator": model, "dataset": query.dataset})
+        elif kind == "evalplus":
+            rows.append({"task_id": query.id, "solution": extract_code(answer)})
+        else:
+            messages = [*query.prompt, {"role": "assistant", "content": {"answer": answer}}]
+            ids = {"uid": query.id, "ans_id": f"{mix_seed(0, query.id, answer):016x}"}
+            when = {"tstamp": time.time(), "metadata": {}}
+            rows.append({**ids, "model": model, "messages": messages, **when})
+    if kind == "alpaca_eval":
+        write_json(folder / "alpaca_eval.json", rows)
+    else:
+        write_rows(folder / f"{kind}.jsonl", rows)
+
+
+def model_files(folders: Iterable[str | None]) -> list[list[Any]]:
+    """Name, size and time of the weights in some folders. Others mean that a model has changed."""
+    paths = [path for folder in folders if folder for path in Path(folder).glob("*.safetensors")]
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)]
+
+
+class Unfinished(Generic[T]):
+    """The finished part of long work: rows by their number, on the disk as soon as they are there.
+
+    Every process appends to a file of its own, {name}-{rank}.jsonl, and reads those of all, so that
+    the work may go on with another number of processes. `parse` reads a row. Nobody may add before
+    everybody has read.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, rank: int, parse: Callable[[dict[str, Any]], T]
+    ) -> None:
+        self.files = sorted(folder.glob(f"{name}-*.jsonl"))
+        self.path = folder / f"{name}-{rank}.jsonl"
+        self.rows: dict[int, T] = {}
+        for path in self.files:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last is cut short
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                    self.rows[row["index"]] = parse(row)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise InputError(f"{path}:{number}: damaged; delete this line") from None
+        if self.path in self.files:
+            with open(self.path, "r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+    def add(self, index: int, row: dict[str, Any]) -> None:
+        """Keep a finished row."""
+        write_rows(self.path, [{"index": index, **row}], "a")
+
+    def remove(self) -> None:
+        """Delete the rows of all processes."""
+        for path in self.path.parent.glob(self.path.name.rpartition("-")[0] + "-*.jsonl"):
+            path.unlink()

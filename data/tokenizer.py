@@ -1,0 +1,352 @@
+"""A checkpoint's tokenizer, with the mode tags as single tokens, and its chat format.
+
+A conversation becomes text by a Jinja template, here as in `transformers` and vLLM. The template of
+a model that we train is made from the checkpoint's own, and goes out with the trained model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tokenizers
+from jinja2.ext import loopcontrols  # PyTorch requires Jinja, so it is always there
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from data.cli import InputError, read_json, write_json
+from data.modes import TAG, TAGS
+
+Messages = list[dict[str, str]]  # a conversation: the role and the content of each message
+ROLES = ("system", "user", "assistant")
+SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}  # how the paper samples its models
+
+# ---------------------------------------------------------------------------------- the chat format
+
+
+def raise_exception(message: str) -> NoReturn:
+    """What templates call to refuse a conversation."""
+    raise ValueError(message)
+
+
+# The options of `transformers`, less strftime_now: with it some templates would write today's date,
+# and a prompt must not change from day to day. Downloaded templates are hostile: hence the sandbox.
+JINJA = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+)
+JINJA.globals["raise_exception"] = raise_exception
+
+TEMPLATE = """\
+{%- if tools %}{{- raise_exception('this model has no tools') }}{%- endif %}
+{{- start }}
+{%- if messages[0].role != 'system' %}{{- default_system }}{%- endif %}
+{%- set last = namespace(question=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set last.question = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role not in before %}
+        {{- raise_exception('unknown role ' + message.role) }}
+    {%- endif %}
+    {%- set text = message.content | trim if trims else message.content %}
+    {%- if message.role == 'assistant' and loop.index0 < last.question %}
+        {%- set text = text.split('</think>')[-1] %}
+        {%- set text = text.replace('<no_think>', '').replace('</no_think>', '').strip() %}
+    {%- endif %}
+    {{- before[message.role] + text + after[message.role] }}
+    {%- if message.role == 'assistant' and not loop.last %}{{- between }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- before.assistant }}
+    {%- if enable_thinking is defined and enable_thinking is true %}
+        {{- '<think>' }}
+    {%- elif enable_thinking is defined and enable_thinking is false %}
+        {{- '<no_think>' }}
+    {%- endif %}
+{%- endif %}"""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What a chat template writes around the messages of a conversation."""
+
+    before: dict[str, str]  # by role: the text before a message
+    after: dict[str, str]  # by role: the text after a message
+    start: str = ""  # the text before everything
+    default_system: str = ""  # the text in the place of a system message that is not there
+    between: str = ""  # the text after an answer that other messages follow
+    trims: bool = False  # whether messages lose the white space around them
+
+    def template(self) -> str:
+        """The format as a Jinja template, which also knows the modes and drops earlier reasoning.
+
+        `enable_thinking` true opens the answer with <think>, false with <no_think>; where it is not
+        given, the model chooses. Answers before the last question lose their reasoning and tags.
+        """
+        pieces = dataclasses.asdict(self).items()
+        literals = ((name, json.dumps(piece, ensure_ascii=False)) for name, piece in pieces)
+        return "".join(f"{{%- set {n} = {literal} %}}\n" for n, literal in literals) + TEMPLATE
+
+
+CHATML = ChatFormat(
+    before={role: f"<|im_start|>{role}\n" for role in ROLES},
+    after=dict.fromkeys(ROLES, "<|im_end|>\n"),
+)
+
+
+def learn_format(render: Callable[[Messages, bool], str], bos_token: str) -> ChatFormat:
+    """The format of a checkpoint whose own template is `render`(messages, add_generation_prompt).
+
+    Conversations whose messages are easily found again are rendered, and the text is split at the
+    messages. Whether the pieces say all is then checked on other conversations. Raises ValueError
+    where they do not.
+    """
+    said = [{"role": r, "content": f"{r}-{i}"} for i, r in enumerate([*ROLES, *ROLES[1:]])]
+
+    def split(messages: Messages) -> list[str]:
+        """The text before each message, and after the last."""
+        pieces, rest = [], render(messages, False)
+        for message in messages:
+            piece, found, rest = rest.partition(message["content"])
+            if not found:
+                raise ValueError(f"it does not write the {message['role']}'s message in its place")
+            pieces.append(piece)
+        return [*pieces, rest]
+
+    def rest_of(piece: str, beginning: str) -> str:
+        if not piece.startswith(beginning):
+            raise ValueError(f"it writes {piece!r} where {beginning!r} was expected")
+        return piece.removeprefix(beginning)
+
+    # Of system, question, answer, question, answer. The last answer may have an empty thought.
+    first, to_question, to_answer, to_next_question, _, after_answer = split(said)
+    first_question = split(said[1:])[0]  # without a system message
+    after_question = split(said[:2])[-1]
+    before_next = rest_of(to_next_question, after_answer)
+    before_question = common_end(common_end(first_question, before_next), to_question)
+    default_system = first_question.removesuffix(before_question)
+    both = first.startswith(bos_token) and default_system.startswith(bos_token)
+    start = bos_token if both else ""
+    pieces = ChatFormat(
+        before={
+            "system": first.removeprefix(start),
+            "user": before_question,
+            "assistant": rest_of(to_answer, after_question),
+        },
+        after={
+            "system": to_question.removesuffix(before_question),
+            "user": after_question,
+            "assistant": after_answer,
+        },
+        start=start,
+        default_system=default_system.removeprefix(start),
+        between=before_next.removesuffix(before_question),
+    )
+    asked = [
+        {"role": "system", "content": "  Be brief.\n"},
+        {"role": "user", "content": "\n2 + 2 = ?\t "},
+        {"role": "assistant", "content": "4\n\n(four)"},
+        {"role": "user", "content": "Is it?"},
+    ]
+    for candidate in (pieces, dataclasses.replace(pieces, trims=True)):
+        ours = JINJA.from_string(candidate.template())
+        for messages in (asked, asked[1:]):
+            wanted, made = render(messages, True), ours.render(messages=messages)
+            # Some open no answer, as Llama 2's; DeepSeek-R1's thought gives way to the mode tag.
+            opening = TAG.sub("", wanted.removeprefix(made)).strip()
+            if opening not in ("", pieces.before["assistant"].strip()):
+                break
+        else:
+            return candidate
+    raise ValueError("it does more than write texts around the messages")
+
+
+def common_end(a: str, b: str) -> str:
+    """The longest text that both end with."""
+    length = 0
+    while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
+        length += 1
+    return a[len(a) - length :]
+
+
+def read_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The chat template in chat_template.jinja or else in tokenizer_config.json, if there is one.
+
+    Of several, the one that is named "default".
+    """
+    if (path := folder / "chat_template.jinja").exists():
+        return path.read_text(encoding="utf-8", errors="replace")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        if not named:
+            raise InputError(f"{folder}: none of its chat templates is named default")
+        template = named[0].get("template")
+    return str(template) if template else None
+
+
+# ------------------------------------------------------------------------------------ the tokenizer
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer and chat template, with the four mode tags as single tokens.
+
+    eos_ids: the tokens that end a response, of which the first is the one that we train.
+    texts: what the chat template may name besides the messages, such as bos_token.
+    """
+
+    think_id: int
+    end_think_id: int
+    no_think_id: int
+    end_no_think_id: int
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_ids: list[int],
+        chat_template: str | None,
+        texts: dict[str, str] | None = None,
+    ) -> None:
+        self.backend, self.eos_ids, self.chat_template = backend, eos_ids, chat_template
+        self.texts = texts or {}
+        self.compiled = None if chat_template is None else JINJA.from_string(chat_template)
+        self.settings: dict[str, Any] = {}  # tokenizer_config.json
+        self.generation: dict[str, Any] = {}  # generation_config.json
+        self.added_ids: list[int] = []
+
+    def id_of(self, token: str) -> int:
+        """The id of a token, which must exist."""
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise InputError(f"the tokenizer has no token {token}")
+        return found
+
+    def add_mode_tags(self) -> None:
+        """Give every tag that the vocabulary lacks the next free id. A tag is never split."""
+        missing = [tag for tag in TAGS if self.backend.token_to_id(tag) is None]
+        if missing and len(self) != self.backend.get_vocab_size(with_added_tokens=True):
+            raise InputError("tokenizer.json leaves out ids, so that no tag can be added")
+        self.backend.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in missing])
+        self.added_ids = [self.id_of(tag) for tag in missing]
+        self.think_id, self.end_think_id, self.no_think_id, self.end_no_think_id = (
+            self.id_of(tag) for tag in TAGS
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, mode_tags: bool = True) -> Tokenizer:
+        """Read tokenizer.json, and from the files beside it the chat template and the stop tokens.
+
+        With `mode_tags` the checkpoint becomes one of ours: it has the tags; an answer ends with
+        the token that ends a turn, which the configuration of a base model does not name; and the
+        chat template is made from the checkpoint's own, or is ChatML where there is none. Without,
+        everything is as the checkpoint has it. Raises InputError, with the folder's name.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{path}: {error}") from None
+        backend.no_padding()
+        backend.no_truncation()
+        beside = {
+            name: read_json(folder / f"{name}.json") if (folder / f"{name}.json").exists() else {}
+            for name in ("config", "generation_config", "tokenizer_config")
+        }
+        settings = beside["tokenizer_config"]
+        named = {name: value for name, value in settings.items() if name.endswith("_token")}
+        contents = {n: v.get("content") if isinstance(v, dict) else v for n, v in named.items()}
+        texts = {name: text for name, text in contents.items() if isinstance(text, str)}
+        eos = beside["generation_config"].get("eos_token_id", beside["config"].get("eos_token_id"))
+        eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        template, chat = read_template(folder, settings), CHATML
+        try:
+            tokenizer = cls(backend, eos_ids, template, texts)
+            if mode_tags and template is not None:
+                chat = learn_format(tokenizer.render_chat, texts.get("bos_token", ""))
+        except Exception as error:  # a template may raise anything
+            raise InputError(f"{folder}: cannot use its chat template: {error}") from None
+        if mode_tags:
+            end = backend.token_to_id(chat.after["assistant"].strip())
+            eos_ids = ([] if end is None else [end]) + [i for i in eos_ids if i != end]
+            tokenizer = cls(backend, eos_ids, chat.template())
+            tokenizer.add_mode_tags()
+        valid = all(type(i) is int and 0 <= i < len(tokenizer) for i in eos_ids)
+        if not valid or (mode_tags and not eos_ids):
+            raise InputError(f"{folder}: eos_token_id is {eos!r}, expected ids of its tokens")
+        tokenizer.settings, tokenizer.generation = settings, beside["generation_config"]
+        return tokenizer
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `transformers` and vLLM need: tokenizer.json with the tags,
+        tokenizer_config.json with the chat template of `ChatFormat.template`, and
+        generation_config.json."""
+        folder = Path(folder)
+        added = {  # once a folder lists any here, transformers 5 knows of no others
+            str(number): {
+                name: getattr(token, name)
+                for name in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+            }
+            for number, token in self.backend.get_added_tokens_decoder().items()
+        }
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        settings["added_tokens_decoder"] = added
+        settings["eos_token"] = self.backend.id_to_token(self.eos_ids[0])
+        settings["chat_template"] = self.chat_template
+        carried = {
+            k: v for k, v in self.generation.items() if k in ("bos_token_id", "pad_token_id")
+        }
+        generation = {**carried, "eos_token_id": self.eos_ids, "do_sample": True, **SAMPLING}
+        self.backend.save(str(folder / "tokenizer.json"))
+        write_json(folder / "tokenizer_config.json", settings)
+        write_json(folder / "generation_config.json", generation)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would take precedence
+
+    def __len__(self) -> int:
+        """One more than the highest id of any token."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, to which nothing is added."""
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # half a surrogate pair, or a word without a token
+            raise InputError(f"cannot encode {text[:40]!r}: {error}") from None
+
+    def decode(self, ids: list[int]) -> str:
+        """The exact text of `ids`, tags and other special tokens included."""
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def render_chat(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool | None = None,
+    ) -> str:
+        """The text of a conversation, by default up to where the assistant's next answer begins."""
+        if self.compiled is None:
+            raise InputError("the checkpoint has no chat template")
+        options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        try:
+            return self.compiled.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                **self.texts,
+                **options,
+            )
+        except Exception as error:  # a template may raise anything
+            raise InputError(f"the chat template refuses the conversation: {error}") from None
+
+    def encode_chat(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """The token ids of `render_chat`."""
+        return self.encode(self.render_chat(messages, add_generation_prompt, enable_thinking))
