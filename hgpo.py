@@ -1,6 +1,7 @@
-"""Hybrid Group Policy Optimization (Alg. 1): learn when to think.
+"""Hybrid Group Policy Optimization (Alg. 1), which learns when to think; baselines of App. A.
 
     python hgpo.py                                     # the lab: HFT, evaluation, HGPO, evaluation
+    python hgpo.py --method dpo                        # the same with DPO, or rft
     torchrun --nproc_per_node=8 hgpo.py --model_name_or_path DIR --dataset_name rl.jsonl
 
 Shapes: B queries, 2 modes (0 think, 1 no_think), G = N/2 responses a mode, R = B·2·G responses,
@@ -10,6 +11,7 @@ T response tokens. The mode tag is the token t = 1 of the paper and of our prose
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -23,27 +25,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
-from data.cli import (
-    InputError,
-    announce,
-    check_same,
-    parse_settings,
-    progress,
-    read_json,
-    run_command,
-    setting,
-    write_json,
-)  # fmt: skip
+from data import cli, report
+from data.cli import InputError, progress, setting
 from data.judge import Judged, RewardModel, check_verifier, load_reward_model
 from data.modes import MODES, NO_THINK
-from data.report import (
-    TOTALS,
-    Record,
-    show_outcome,
-    step_metrics,
-    warn_of_collapse,
-)  # fmt: skip
-from data.rows import Query, check_domain, read_queries
+from data.report import TOTALS
+from data.rows import Query, Row, check_domain, read_queries
 from data.tokenizer import Tokenizer
 from lhrm import Runtime
 from model import Transformer
@@ -61,10 +48,7 @@ def mean_rewards(rewards: Tensor) -> Tensor:
 
 def inter_rewards(rewards: Tensor, delta: float) -> Tensor:
     """r_inter: 1 for each response of the mode with the higher mean reward, after adding δ to
-    no_think's. (B, 2, G) -> same.
-
-    Where the two sides are equal to 1e-6, both modes get 1.
-    """
+    no_think's. Where the two sides are equal to 1e-6, both modes get 1. (B, 2, G) -> same."""
     contest = mean_rewards(rewards)  # (B, 2)
     contest[:, NO_THINK] += delta  # R̄^⊢ against R̄^⊬ + δ
     better = contest >= contest.amax(-1, keepdim=True) - 1e-6  # Eq. 9, argmax
@@ -180,6 +164,54 @@ def loss_weights(
     return inside / divisors[loss_type]
 
 
+# ----------------------------------------------------------- the baselines of App. A, Eq. 17 to 21
+
+
+NO_RESPONSE = -1  # in the place of a response, where a query gives none
+
+
+def best_place(rewards: Tensor, lengths: Tensor) -> Tensor:
+    """The place of the highest reward, at a tie of the shorter response, or else of the first.
+    (B, n) each -> (B,) int."""
+    highest = rewards == rewards.amax(-1, keepdim=True)
+    return torch.where(highest, lengths.double(), math.inf).argmin(-1)
+
+
+def dpo_pairs(rewards: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The preferred and the dispreferred response of each query, o_w and o_l (Eq. 17, 18).
+
+    rewards, lengths: (B, 2, G) -> two of (B,) int, places among the 2G responses of a query.
+    NO_RESPONSE where the mean rewards of the modes are equal to 1e-6.
+    """
+    means = mean_rewards(rewards)  # (B, 2)  Eq. 16
+    better, worse = means.argmax(-1), means.argmin(-1)  # Eq. 17, m_w and m_l
+    rows, size = torch.arange(len(rewards)), rewards.shape[-1]
+    winners = better * size + best_place(rewards[rows, better], lengths[rows, better])  # Eq. 18
+    losers = worse * size + best_place(-rewards[rows, worse], lengths[rows, worse])  # Eq. 18
+    tie = means.amax(-1) - means.amin(-1) < 1e-6
+    return torch.where(tie, NO_RESPONSE, winners), torch.where(tie, NO_RESPONSE, losers)
+
+
+def dpo_loss(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+) -> Tensor:
+    """The negative of Eq. 19's mean, to minimise. Log-probs of whole responses, (K,) -> scalar.
+
+    chosen, rejected: log π_θ(o_w | x) and log π_θ(o_l | x); ref_chosen, ref_rejected: by π_HFT.
+    """
+    margins = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
+    return -torch.nn.functional.logsigmoid(margins).mean()  # Eq. 19
+
+
+def rft_choices(rewards: Tensor, lengths: Tensor) -> Tensor:
+    """The best response of each query (Eq. 20): (B, 2, G) each -> (B,) int, places among the 2G.
+
+    NO_RESPONSE where the best reward is 0: there is no right answer to learn from.
+    """
+    best = best_place(rewards.flatten(1), lengths.flatten(1))  # Eq. 20
+    return torch.where(rewards.flatten(1).amax(-1) > 0, best, NO_RESPONSE)
+
+
 # ----------------------------------------------------------------------------------------- settings
 
 
@@ -187,6 +219,7 @@ def loss_weights(
 class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
     """The settings of every way to train π_HFT further."""
 
+    method: str = setting("hgpo", "Alg. 1 or a baseline of App. A", ("hgpo", "dpo", "rft"))
     model_name_or_path: str | None = setting(None, "π_HFT, a model folder; none: the lab")
     dataset_name: str | None = setting(None, "queries to train on, .jsonl or .jsonl.gz")
     eval_dataset_name: str | None = setting(None, "queries to evaluate on before and after")
@@ -198,8 +231,9 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
 
 @dataclass
 class HGPOSettings(PolicyOptions):
-    """Hybrid Group Policy Optimization. Without --model_name_or_path it runs the lab, HFT first, in
-    the folder hgpo of --output_dir."""
+    """Hybrid Group Policy Optimization (Alg. 1). Without --model_name_or_path it runs the lab, HFT
+    first. Each method has settings of its own, and on the lab a folder of its own: try --method dpo
+    --help."""
 
     output_dir: str = setting("runs/hgpo", "folder for the model, the log and the checkpoints")
     max_steps: int = setting(300, "steps, M·I of Alg. 1")
@@ -220,6 +254,27 @@ class HGPOSettings(PolicyOptions):
     eval_steps: int = setting(0, "steps between evaluations; 0: before and after only")
 
 
+@dataclass
+class RFTSettings(PolicyOptions, lhrm.SupervisedOptions):
+    """The RFT baseline (App. A): sample once, then fine-tune on the best response to each query."""
+
+    method: str = setting("rft", "this baseline", ("rft",))
+    output_dir: str = setting("runs/rft", "folder for the model, the log and the checkpoints")
+    learning_rate: float = setting(1e-5, "peak learning rate")
+
+
+@dataclass
+class DPOSettings(PolicyOptions, lhrm.SupervisedOptions):
+    """The DPO baseline (App. A): sample once, then prefer the best response of a query's better
+    mode to the worst of its other mode."""
+
+    method: str = setting("dpo", "this baseline", ("dpo",))
+    output_dir: str = setting("runs/dpo", "folder for the model, the log and the checkpoints")
+    num_train_epochs: int = setting(1, "passes over the pairs")
+    learning_rate: float = setting(1e-6, "peak learning rate")
+    beta: float = setting(0.1, "β of Eq. 19, how strongly π_HFT holds", minimum=1e-6)
+
+
 ON_LAB = {  # the defaults that are others on the lab, for all three methods
     "output_dir": "runs/lab", "eval_domain": "maths", "eval_num_generations": 16,
     "eval_batch_size": 1536, "rollout_batch_size": 384, "max_completion_length": 64,
@@ -229,22 +284,28 @@ HGPO_ON_LAB = {
     **ON_LAB, "max_steps": 120, "num_queries": 48, "num_generations": 8, "beta": 0.03,
     "lr_scheduler_type": "cosine", "per_device_train_batch_size": 96,
 }  # fmt: skip
+BASELINE_ON_LAB = {**ON_LAB, "batch_size": 48, "per_device_train_batch_size": 48}
+METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "hgpo": (HGPOSettings, HGPO_ON_LAB),
+    "dpo": (DPOSettings, BASELINE_ON_LAB | {"learning_rate": 3e-5}),
+    "rft": (RFTSettings, BASELINE_ON_LAB | {"learning_rate": 3e-4}),
+}
 
 
 # --------------------------------------------------------------------------- rollouts, Eq. 5 to 7
 
 
 class Rollout(NamedTuple):
-    """What this rank sampled, R = B·2·G responses: query by query, mode by mode, one by one."""
+    """This rank's responses, R = B·2·G: those to a query come together, its think ones first."""
 
     prompts: list[list[int]]
-    responses: list[list[int]]  # the sampled ids, mode tag first; never decoded and encoded again
+    responses: list[list[int]]  # the sampled ids, mode tag first: never encoded from text again
     judged: list[Judged]
     rewards: Tensor  # (B, 2, G)
     lengths: Tensor  # (R,)
-    sampler_log_probs: Tensor  # (R, T), as the sampler saw them
-    old_log_probs: Tensor  # (R, T), by π_old; the first update fills them in
-    ref_log_probs: Tensor  # (R, T), by π_ref, likewise
+    sampler_log_probs: Tensor  # (R, T), by π_old while it sampled
+    old_log_probs: Tensor  # (R, T), by π_old; zero until the first update
+    ref_log_probs: Tensor  # (R, T), by π_ref; zero until the first update
 
     def scores(self, model: Transformer, part: Sequence[int], temperature: float) -> lhrm.Scores:
         """`model`'s log-probs of the responses `part`, at the temperature they were drawn with."""
@@ -255,11 +316,6 @@ class Rollout(NamedTuple):
         """Tokens of all responses and of all prompts, over all ranks."""
         prompt_tokens = self.lengths.new_tensor(sum(map(len, self.prompts)))
         return runtime.sum(torch.stack([self.lengths.sum(), prompt_tokens])).tolist()
-
-    def micro_batches(self, size: int) -> list[list[int]]:
-        """The responses in groups of `size`, like lengths together."""
-        lengths = [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
-        return lhrm.micro_batches(lengths, size)
 
 
 def sample_responses(
@@ -314,8 +370,8 @@ def train(
     reward_model: RewardModel | None = None,
     evaluation: Callable[[str], dict[str, Any]] | None = None,
 ) -> None:
-    """Alg. 1. Changes `policy`, which is π_HFT at first (l. 1); goes on from the newest checkpoint,
-    if there is one. reference: π_ref, None where beta is 0."""
+    """Alg. 1. It changes `policy`, which is π_HFT at first (l. 1), and goes on from the newest
+    checkpoint, if there is one. reference: π_ref, or None if β is 0."""
     optimizer = lhrm.make_optimizer(policy, settings.weight_decay)
     models = {"policy": policy} | ({"reference": reference} if reference else {})
     first, tokens_seen = lhrm.load_checkpoint(settings, models, optimizer, runtime)
@@ -326,7 +382,7 @@ def train(
 
     bar = progress(range(first, steps), "HGPO", initial=first, total=steps, unit="step")
     for step in bar:  # l. 2 and 4: I iterations of M steps
-        times = [time.perf_counter()]
+        began = time.perf_counter()
         if reference and sync_steps and step % sync_steps == 0:
             reference.load_state_dict(policy.state_dict())  # l. 3: π_ref ← π_θ
         batch, seeds = draw_queries(queries, step, settings, runtime)  # l. 5
@@ -334,7 +390,7 @@ def train(
             rollout = sample_responses(  # l. 6 and 7: Eq. 5 to 7
                 policy, tokenizer, batch, seeds, settings, reward_model
             )
-        times.append(time.perf_counter())
+        sampled = time.perf_counter()
         intra = intra_advantages(rollout.rewards, settings.estimator)  # l. 8 and 9: Eq. 8 to 10
         inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)
         advantages = token_advantages(intra, inter, rollout.lengths, settings.alpha, gamma)
@@ -350,14 +406,13 @@ def train(
                 policy, reference, rollout, advantages, weights, settings, runtime, update == 0
             )
             grad_norm = lhrm.optimizer_step(policy, optimizer, rate, settings.max_grad_norm)
-        times.append(time.perf_counter())
         tokens_seen += num_tokens + num_prompt_tokens
         figures = {
             "grad_norm": grad_norm,
             "learning_rate": rate,
             "num_tokens": tokens_seen,
             "epoch": (step + 1) * settings.num_queries / len(queries),
-            **step_times(times, num_tokens),
+            **report.step_times(began, sampled, num_tokens),
         }
         if evaluation and settings.eval_steps and (step + 1) % settings.eval_steps == 0:
             figures["hybrid_accuracy"] = evaluation(f"step {step + 1}")["auto"]["hybrid_accuracy"]
@@ -388,14 +443,15 @@ def accumulate_gradients(
 ) -> Tensor:
     """Add the gradient of −J(θ) over this rank's responses (Eq. 11, 12); returns their TOTALS.
 
-    advantages, weights: (R, T). The first update of a step also fills in the rollout's log-probs by
-    π_old, which π_θ still is then, and by π_ref.
+    advantages, weights: (R, T). The first update also writes the log-probs by π_old, which π_θ
+    still is then, and by π_ref into the rollout.
     """
     totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
     size = lhrm.micro_batch_size(
         "num_queries", settings.num_queries, settings.num_generations, settings, runtime
     )
-    for part in rollout.micro_batches(size):
+    lengths = [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses)]
+    for part in lhrm.micro_batches(lengths, size):
         now = rollout.scores(policy, part, settings.temperature)
         where = part, slice(now.mask.shape[1])  # up to the end of the longest of these responses
         if first_update:
@@ -445,20 +501,6 @@ def update_totals(
     return torch.stack([loss.detach().double(), *sums])
 
 
-def step_times(times: Sequence[float], num_tokens: int) -> dict[str, float]:
-    """Seconds of a step: in all, of sampling and judging, and of the update.
-
-    times: the moments at which these parts began and ended.
-    """
-    began, sampled, ended = times
-    return {
-        "step_time": ended - began,
-        "tokens_per_second": num_tokens / (ended - began),
-        "timing/rollout": sampled - began,
-        "timing/update": ended - sampled,
-    }
-
-
 def record_step(
     step: int,
     rollout: Rollout,
@@ -471,38 +513,158 @@ def record_step(
 ) -> None:
     """Log a step, show it on the progress bar, and warn of a mode that is dying out.
 
-    totals: this rank's TOTALS. figures: what is known beside them and the rollout.
+    totals: this rank's TOTALS. figures: those that do not follow from TOTALS and rollout.
     """
     n = len(rollout.judged) // len(rollout.rewards)
     tags = rollout.old_log_probs[:, 0].tolist()  # log π_old of each mode tag
     groups = [(rollout.judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
     groups = runtime.gather(groups)
-    metrics = step_metrics(groups, runtime.sum(totals).tolist(), with_reference) | figures
+    metrics = report.step_metrics(groups, runtime.sum(totals).tolist(), with_reference) | figures
     log.write(step, metrics)
     shown = {"reward": metrics["reward"], "think_ratio": metrics["mode/think_ratio"]}
     bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items()})
     if runtime.rank == 0:
-        warn_of_collapse(step, metrics, bar.write)
+        report.warn_of_collapse(step, metrics, bar.write)
+
+
+# ------------------------------------------------------------------------ DPO and RFT, Eq. 14 to 21
+
+
+class Sampled(NamedTuple):
+    """The N responses to a query, think first, and their rewards."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    rewards: list[float]
+
+
+def sample_once(
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    queries: Sequence[Query],
+    settings: PolicyOptions,
+    runtime: Runtime,
+    reward_model: RewardModel | None,
+) -> list[Sampled]:
+    """Every query's responses by π_HFT and their rewards (Eq. 14, 15), on every rank.
+
+    They are kept in samples-*.jsonl in `output_dir`, where a run that goes on finds them. The file
+    names depend on all that the samples depend on, so that no others are taken for them.
+    """
+    n, folder = settings.num_generations, Path(settings.output_dir)
+    models = report.model_files([settings.model_name_or_path, settings.reward_model_name_or_path])
+    made_with = repr([models, queries, lhrm.settings_that_change_weights(settings)])
+    kept_in = (folder, f"samples-{mix_seed(made_with):016x}", runtime.rank, Sampled)
+    done = report.Unfinished(*kept_in)
+    runtime.wait()
+    mine = runtime.share([q for q in range(len(queries)) if q not in done.rows])
+    size = max(1, settings.rollout_batch_size // n)
+    bar = progress(None, "sampling", total=len(mine), unit="query")
+    with lhrm.gathered(policy), bar:
+        for part in (mine[i : i + size] for i in range(0, len(mine), size)):
+            asked = [queries[q] for q in part]
+            seeds = [mix_seed(settings.seed, "sample", q) for q in part]
+            rollout = sample_responses(policy, tokenizer, asked, seeds, settings, reward_model)
+            for i, q in zip(range(0, len(part) * n, n), part):
+                rewards = rollout.rewards.flatten()[i : i + n].tolist()
+                sampled = Sampled(rollout.prompts[i], rollout.responses[i : i + n], rewards)
+                done.add(q, sampled._asdict())
+            bar.update(len(part))
+    runtime.wait()
+    rows = report.Unfinished(*kept_in).rows
+    return [rows[q] for q in range(len(queries))]
+
+
+def training_rows(samples: Sequence[Sampled], method: str) -> list[Row]:
+    """The rows of D_RFT (Eq. 20), (prompt, response), or of D_DPO (Eq. 17, 18), (prompt, preferred,
+    dispreferred); some queries give none."""
+    size = (len(samples), len(MODES), -1)
+    rewards = torch.tensor([s.rewards for s in samples]).view(size)  # (B, 2, G)  Eq. 15
+    lengths = torch.tensor([[len(r) for r in s.responses] for s in samples]).view(size)
+    if method == "rft":
+        choices = rft_choices(rewards, lengths).tolist()
+        return [(s.prompt, s.responses[c]) for s, c in zip(samples, choices) if c != NO_RESPONSE]
+    winners, losers = (places.tolist() for places in dpo_pairs(rewards, lengths))
+    return [
+        (s.prompt, s.responses[winner], s.responses[loser])
+        for s, winner, loser in zip(samples, winners, losers)
+        if winner != NO_RESPONSE
+    ]
+
+
+def dpo_batch_loss(
+    reference: Transformer,
+    beta: float,
+    policy: Transformer,
+    rows: Sequence[Row],
+    num_rows: int,
+) -> lhrm.BatchLoss:
+    """Eq. 19 of a micro-batch of (prompt, preferred, dispreferred), and TRL's figures to log."""
+
+    def log_probs(model: Transformer) -> tuple[Tensor, ...]:
+        """Log-probs of whole responses: the preferred ones, and the others."""
+        responses = [row[1] for row in rows] + [row[2] for row in rows]
+        prompts = [row[0] for row in rows] * 2
+        return lhrm.score_responses(model, prompts, responses).log_probs.sum(-1).chunk(2)
+
+    chosen, rejected = log_probs(policy)
+    with torch.no_grad():
+        ref_chosen, ref_rejected = log_probs(reference)
+    loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta) * len(rows) / num_rows
+    with torch.no_grad():
+        better, worse = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+        sums = {
+            "rewards/accuracies": (better > worse).sum(),
+            "rewards/chosen": better.sum(),
+            "rewards/rejected": worse.sum(),
+            "rewards/margins": (better - worse).sum(),
+            "logps/chosen": chosen.sum(),
+            "logps/rejected": rejected.sum(),
+        }
+    return loss, sums, chosen.new_tensor(len(rows))
+
+
+def train_baseline(
+    policy: Transformer,
+    reference: Transformer | None,
+    tokenizer: Tokenizer,
+    queries: Sequence[Query],
+    settings: DPOSettings | RFTSettings,
+    runtime: Runtime,
+    reward_model: RewardModel | None,
+) -> None:
+    """DPO and RFT (App. A): sample with π_HFT, choose, and fine-tune. Changes `policy`."""
+    samples = sample_once(policy, tokenizer, queries, settings, runtime, reward_model)
+    rows = training_rows(samples, settings.method)
+    if not rows:
+        raise InputError(f"none of {len(samples)} queries gives {settings.method} a row")
+    if cli.is_main_process():
+        print(f"{len(rows)} of {len(samples)} queries give a row")
+    batch_loss = lhrm.hft_batch_loss  # Eq. 21, which is Eq. 4 on D_RFT
+    if isinstance(settings, DPOSettings) and reference:
+        batch_loss = functools.partial(dpo_batch_loss, reference, settings.beta)  # Eq. 19
+    lhrm.fine_tune(policy, rows, batch_loss, settings, runtime, settings.method.upper())
 
 
 # ------------------------------------------------------------------------------------ the whole job
 
 
-def run(settings: HGPOSettings) -> None:
+def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     """Evaluate π_HFT, train it, evaluate the result; on the lab, make π_HFT first."""
     runtime = lhrm.start(settings.bf16)
-    method, on_lab = "hgpo", settings.model_name_or_path is None
+    method, on_lab = settings.method, settings.model_name_or_path is None
     root = Path(settings.output_dir)
     folder = root / method if on_lab else root
     if settings.num_generations % len(MODES) or settings.num_generations == 0:
         raise InputError(f"num_generations = {settings.num_generations} must be even: half a mode")
-    name, rows_each = "num_queries", settings.num_generations
+    name, rows_each = "batch_size", 1
+    if isinstance(settings, HGPOSettings):
+        name, rows_each = "num_queries", settings.num_generations
     batch = getattr(settings, name)
     micro_batch = lhrm.micro_batch_size(name, batch, rows_each, settings, runtime)
     lhrm.refuse_unfinished(folder, settings.resume_from_checkpoint)  # before the long work
     if on_lab:
-        settings = lab_with_pi_hft(settings, root, runtime)
-        settings = dataclasses.replace(settings, output_dir=str(folder))
+        settings = lab_with_pi_hft(settings, folder, runtime)
     source = settings.model_name_or_path
     if source is None or settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of queries")
@@ -519,7 +681,7 @@ def run(settings: HGPOSettings) -> None:
     )
     policy, tokenizer = lhrm.load_policy(source, runtime, settings.gradient_checkpointing)  # l. 1
     reference = None
-    if settings.beta:  # a frozen copy of π_HFT
+    if not isinstance(settings, RFTSettings) and settings.beta:  # a frozen copy of π_HFT
         reference, _ = lhrm.load_policy(source, runtime, False)
         reference.requires_grad_(False)
     derived = {
@@ -530,9 +692,9 @@ def run(settings: HGPOSettings) -> None:
         "queries": len(queries),
         "queries_for_reward_model": sum(not query.definite for query in queries),
     }
-    announce(method.upper(), settings, derived, folder, "settings.json")
+    cli.announce(method.upper(), settings, derived, folder, "settings.json")
 
-    records_by_stage: dict[str, list[Record]] = {}
+    records_by_stage: dict[str, list[report.Record]] = {}
 
     def evaluation(stage: str) -> dict[str, Any]:
         records = lhrm.evaluate(
@@ -543,25 +705,29 @@ def run(settings: HGPOSettings) -> None:
         return lhrm.results(records, settings.hacc_margin, settings.eval_domain)
 
     outcome = {"hft": evaluation("hft")} if held_out else {}
-    train(
-        policy, reference, tokenizer, queries, settings, runtime, reward_model,
-        evaluation if held_out else None,
-    )  # fmt: skip
+    if isinstance(settings, HGPOSettings):
+        train(
+            policy, reference, tokenizer, queries, settings, runtime, reward_model,
+            evaluation if held_out else None,
+        )  # fmt: skip
+    else:
+        train_baseline(policy, reference, tokenizer, queries, settings, runtime, reward_model)
     lhrm.save_policy(policy, tokenizer, folder, runtime)
     if held_out:
         outcome[method] = evaluation(method)
         if runtime.rank == 0:
             path = root / "results.json"  # on the lab that of all methods
-            earlier = read_json(path) if on_lab and path.exists() else {}
-            write_json(path, {**earlier, **outcome})
-            show_outcome(outcome, method, records_by_stage[method])
+            earlier = cli.read_json(path) if on_lab and path.exists() else {}
+            cli.write_json(path, {**earlier, **outcome})
+            report.show_outcome(outcome, method, records_by_stage[method])
     lhrm.drop_checkpoints(folder, runtime)
     lhrm.stop()
 
 
-def lab_with_pi_hft(settings: Any, root: Path, runtime: Runtime) -> Any:
+def lab_with_pi_hft(settings: Any, folder: Path, runtime: Runtime) -> Any:
     """Settings that name the lab's data and its π_HFT, fine-tuned now if it is not there."""
-    _, files = lhrm.write_lab(root, settings.seed, runtime)
+    root = Path(settings.output_dir)
+    files = lhrm.write_lab(root, settings.seed, runtime)
     hft = lhrm.HFTSettings(
         **{**lhrm.HFT_ON_LAB, "output_dir": str(root)},
         seed=settings.seed,
@@ -570,13 +736,14 @@ def lab_with_pi_hft(settings: Any, root: Path, runtime: Runtime) -> Any:
     )
     if (root / "hft" / "model.safetensors").exists():
         paths = {"model_name_or_path": None, "dataset_name": None}  # of this lab, wherever it was
-        made_with = read_json(root / "hft" / "settings.json").get("settings", {})
+        made_with = cli.read_json(root / "hft" / "settings.json").get("settings", {})
         wanted = lhrm.settings_that_change_weights(hft)
-        check_same(root / "hft", {**made_with, **paths}, wanted)
+        cli.check_same(root / "hft", {**made_with, **paths}, wanted)
     else:
         lhrm.hft(hft)
     return dataclasses.replace(
         settings,
+        output_dir=str(folder),
         model_name_or_path=str(root / "hft"),
         dataset_name=settings.dataset_name or str(files["rl"]),
         eval_dataset_name=settings.eval_dataset_name or str(files["test"]),
@@ -584,8 +751,11 @@ def lab_with_pi_hft(settings: Any, root: Path, runtime: Runtime) -> Any:
 
 
 def main() -> None:
-    run(parse_settings(HGPOSettings, "hgpo.py", sys.argv[1:], lab=HGPO_ON_LAB))
+    parser = cli.OneLineParser(prog="hgpo.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", choices=METHODS, default="hgpo")
+    settings, on_lab = METHODS[parser.parse_known_args()[0].method]
+    run(cli.parse_settings(settings, "hgpo.py", sys.argv[1:], lab=on_lab))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    cli.run_command(main)

@@ -5,8 +5,7 @@ loops share.
     python lhrm.py eval --model_name_or_path DIR --dataset_name test.jsonl
 
 Shapes: K queries, 2 modes (0 think, 1 no_think), G responses a mode, S free responses, R responses,
-T response tokens, L tokens of prompt and response together, V vocabulary, n tokens of several
-responses in a row.
+T response tokens, L tokens of prompt and response, n response tokens of all rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,48 +39,28 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from data import classify, lab
-from data.cli import (
-    InputError,
-    announce,
-    check_same,
-    is_main_process,
-    parse_settings,
-    progress,
-    read_json,
-    run_command,
-    setting,
-    write_json,
-    write_rows,
-)  # fmt: skip
+from data import classify, cli, lab, report
+from data.cli import InputError, is_main_process, progress, setting
 from data.judge import VERIFIERS, Judged, RewardModel, check_verifier, judge_all, load_reward_model
 from data.modes import MODES, NO_THINK, THINK
-from data.report import (
-    EXPORTS,
-    Record,
-    Unfinished,
-    bootstrap,
-    export,
-    model_files,
-    show_evaluation,
-)  # fmt: skip
+from data.report import Record, Unfinished
 from data.rows import Query, Row, Rows, check_domain, read_queries, row_length, tokenize_rows
 from data.tokenizer import SAMPLING, Tokenizer
 from model import Block, Config, Transformer
 from sample import MAX_TOKENS, Completion, generate, mix_seed
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by dcp, if alone
-MAX_LOGITS = 2**25  # logits held at once when scoring: 128 MiB in fp32
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # dcp, in one process
+MAX_LOGITS = 2**25  # number of logits that are held at once for log-probs: 128 MiB in fp32
 
 # ------------------------------------------------------------------- Hybrid Accuracy, §2.1 and §2.4
 
 
 def best_modes(rewards: Tensor, lengths: Tensor, margin: float) -> Tensor:
-    """m_gt of §2.4, the sampled m* of Eq. 2: the better mode of each query, THINK or NO_THINK.
+    """The better mode of each query, THINK or NO_THINK: m_gt of §2.4, the sampled m* of Eq. 2.
 
-    rewards, lengths: (K, 2, G), of the forced responses -> (K,) int. The better mode is the one
-    with the higher mean reward; where the means are equal or closer than `margin`, the one with the
-    shorter mean response; where these are equal too, no_think.
+    rewards, lengths: (K, 2, G), of the forced responses -> (K,) int. The better mode has the higher
+    mean reward; where the means are equal or closer than `margin`, the shorter mean response; where
+    these are equal too, it is no_think.
     """
     mean_rewards, mean_lengths = rewards.double().mean(-1), lengths.double().mean(-1)  # (K, 2)
     gap = (mean_rewards[:, THINK] - mean_rewards[:, NO_THINK]).abs()
@@ -101,10 +80,10 @@ def hybrid_accuracy(rewards: Tensor, lengths: Tensor, chosen: Tensor, margin: fl
 
 
 def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
-    """The number of records and, for each setup, its figures.
+    """The number of records, and the figures of each setup.
 
-    What rests on rewards (pass@1, H_acc) is over the graded records, and None without any. H_acc
-    is None unless both modes were forced.
+    Figures that rest on rewards (pass@1, H_acc) are over the graded records, and None if there are
+    none. H_acc is None unless both modes were forced.
     """
     setups = list(records[0].responses)
     graded = [record for record in records if record.graded]
@@ -113,43 +92,38 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
         values = [[float(getattr(j, name)) for j in record.responses[setup]] for record in rows]
         return torch.tensor(values, dtype=torch.float64)
 
-    forced: tuple[Tensor, Tensor] | None = None
+    def mean(values: Tensor) -> float | None:
+        return values.mean().item() if values.numel() else None
+
+    def both_modes(name: str) -> Tensor:  # (K, 2, G)
+        return torch.stack([grid(graded, mode, name) for mode in MODES], dim=1)
+
+    forced = None
     if graded and all(mode in setups for mode in MODES):
-        forced = (
-            torch.stack([grid(graded, mode, "reward") for mode in MODES], dim=1),  # (K, 2, G)
-            torch.stack([grid(graded, mode, "length") for mode in MODES], dim=1),
-        )
+        forced = both_modes("reward"), both_modes("length")
 
     def figures(setup: str) -> dict[str, Any]:
         modes, lengths = grid(records, setup, "mode"), grid(records, setup, "length")
-        values: dict[str, Any] = {
-            "pass@1": None,
-            "pass@1_interval": None,
-            "think_ratio": (modes == THINK).double().mean().item(),
-            "mean_tokens": lengths.mean().item(),
+        rewards, chosen = grid(graded, setup, "reward"), grid(graded, setup, "mode")
+        values = {
+            "pass@1": mean(rewards),
+            "pass@1_interval": report.bootstrap(rewards) if graded else None,
+            "think_ratio": mean((modes == THINK).double()),
+            "mean_tokens": mean(lengths),
+            **{f"{name}_tokens": mean(lengths[modes == mode]) for mode, name in enumerate(MODES)},
             "hybrid_accuracy": None,
             "hybrid_accuracy_interval": None,
-            "clipped_ratio": 1 - grid(records, setup, "finished").mean().item(),
-            "malformed_ratio": 1 - grid(records, setup, "well_formed").mean().item(),
+            "clipped_ratio": mean(1 - grid(records, setup, "finished")),
+            "malformed_ratio": mean(1 - grid(records, setup, "well_formed")),
         }
-        for mode, name in enumerate(MODES):
-            of_mode = lengths[modes == mode]
-            values[f"{name}_tokens"] = of_mode.mean().item() if len(of_mode) else None
-        if graded:
-            rewards = grid(graded, setup, "reward")
-            values |= {"pass@1": rewards.mean().item(), "pass@1_interval": bootstrap(rewards)}
         if forced:
-            chosen = grid(graded, setup, "mode")
             right = (chosen == best_modes(*forced, margin)[:, None]).double()
             values["hybrid_accuracy"] = hybrid_accuracy(*forced, chosen, margin)
-            values["hybrid_accuracy_interval"] = bootstrap(right)
+            values["hybrid_accuracy_interval"] = report.bootstrap(right)
         return values
 
-    return {
-        "queries": len(records),
-        "graded": len(graded),
-        **{setup: figures(setup) for setup in setups},
-    }
+    counts = {"queries": len(records), "graded": len(graded)}
+    return counts | {setup: figures(setup) for setup in setups}
 
 
 def results(records: Sequence[Record], margin: float, domain: str | None) -> dict[str, Any]:
@@ -170,7 +144,7 @@ def results(records: Sequence[Record], margin: float, domain: str | None) -> dic
     return {
         "domain": domain or "all",
         **summarize(head, margin),
-        # Eq. 3, whose inner expectation is pass@1: the mean utility, here the reward, of a domain.
+        # Eq. 3. Its inner expectation, the mean utility in a domain, is pass@1: U is the reward.
         "mean_utility": {setup: sum(u) / len(u) for setup, u in utilities.items()},
         "by_level": split(head, lambda q: q.level),
         "by_domain": by_domain,
@@ -188,20 +162,16 @@ def hft_loss(log_probs: Tensor, mask: Tensor, num_examples: int) -> Tensor:
     return -torch.where(mask, log_probs, 0.0).sum() / num_examples  # Eq. 4
 
 
-class BatchLoss(NamedTuple):
-    """The loss of a micro-batch, and what is logged: each of `sums`, divided by `size`."""
-
-    loss: Tensor  # scalar, already divided by the number of rows of the whole step
-    size: Tensor
-    sums: dict[str, Tensor]
+# Of a micro-batch: its loss, a sum for each logged figure, and the number that divides these sums.
+BatchLoss = tuple[Tensor, dict[str, Tensor], Tensor]
 
 
 def hft_batch_loss(policy: Transformer, rows: Sequence[Row], num_examples: int) -> BatchLoss:
-    """Eq. 4 of a micro-batch of (prompt ids, response ids), out of `num_examples` in the step."""
+    """Eq. 4 of a micro-batch of (prompt, response), for a step of `num_examples` rows."""
     now = score_responses(policy, [row[0] for row in rows], [row[1] for row in rows])
     loss = hft_loss(now.log_probs, now.mask, num_examples)
     sums = {"mean_token_accuracy": now.correct.sum(), "entropy": now.entropy.sum()}
-    return BatchLoss(loss, now.mask.sum(), sums)
+    return loss, sums, now.mask.sum()
 
 
 @dataclass
@@ -255,8 +225,8 @@ def hft(settings: HFTSettings) -> None:
     runtime = start(settings.bf16)
     source = settings.model_name_or_path
     if source is None:
-        base, files = write_lab(Path(settings.output_dir), settings.seed, runtime)
-        source = str(base)
+        files = write_lab(Path(settings.output_dir), settings.seed, runtime)
+        source = str(files["base"])
         settings = dataclasses.replace(
             settings,
             model_name_or_path=source,
@@ -277,9 +247,8 @@ def hft(settings: HFTSettings) -> None:
         "gradient_accumulation_steps": settings.batch_size // runtime.world_size // micro_batch,
         "rows": len(rows),
         "rows_too_long": too_long,
-        "steps": count_steps(len(rows), settings),
     }
-    announce("Hybrid Fine-Tuning", settings, derived, folder, "settings.json")
+    cli.announce("Hybrid Fine-Tuning", settings, derived, folder, "settings.json")
     fine_tune(policy, rows, hft_batch_loss, settings, runtime, "HFT")
     save_policy(policy, tokenizer, folder, runtime)
     drop_checkpoints(folder, runtime)
@@ -295,11 +264,12 @@ def fine_tune(
 ) -> None:
     """The loop of HFT, RFT and DPO, which differ in their rows and in `batch_loss`.
 
-    Changes `policy`; goes on from the newest checkpoint in `output_dir`, if there is one.
+    It changes `policy`, and goes on from the newest checkpoint in `output_dir`, if there is one.
     """
     models = {"policy": policy}
     micro_batch = micro_batch_size("batch_size", settings.batch_size, 1, settings, runtime)
-    steps = count_steps(len(rows), settings)
+    epochs = settings.num_train_epochs
+    steps = settings.max_steps or math.ceil(len(rows) * epochs / settings.batch_size)
     optimizer = make_optimizer(policy, settings.weight_decay)
     first, tokens_seen = load_checkpoint(settings, models, optimizer, runtime)
     log = Log(Path(settings.output_dir), first, settings.report_to)
@@ -312,7 +282,7 @@ def fine_tune(
         batch = runtime.share(batch)
         totals = []
         for part in micro_batches(list(map(row_length, batch)), micro_batch):
-            loss, size, sums = batch_loss(policy, [batch[i] for i in part], settings.batch_size)
+            loss, sums, size = batch_loss(policy, [batch[i] for i in part], settings.batch_size)
             loss.backward()
             totals.append(torch.stack([loss.detach(), size, *sums.values()]).double())
         rate = scheduled_rate(step, steps, settings)
@@ -337,14 +307,8 @@ def fine_tune(
             save_checkpoint(settings, step + 1, tokens_seen, models, optimizer, runtime)
 
 
-def count_steps(num_rows: int, settings: SupervisedOptions) -> int:
-    """The number of steps that `max_steps` or else `num_train_epochs` asks for."""
-    epochs = settings.num_train_epochs
-    return settings.max_steps or math.ceil(num_rows * epochs / settings.batch_size)
-
-
-def write_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[str, Path]]:
-    """Make the lab of `data/lab.py` under `folder`, once: an untrained model and its data files."""
+def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
+    """Write the lab of data/lab.py to a folder, once: its rows, and `base`, an untrained model."""
     base, data = folder / "base", folder / "data"
     if runtime.rank == 0 and not (base / "model.safetensors").exists():
         lab.write(base, data, seed)
@@ -354,7 +318,7 @@ def write_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[str
     made_with = json.loads((data / "seed.json").read_text(encoding="utf-8"))
     if made_with != seed:
         raise InputError(f"{folder} holds the lab of seed {made_with}, not of {seed}")
-    return base, {name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}
+    return {"base": base, **{name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}}
 
 
 # --------------------------------------------------------------------------------------- evaluation
@@ -364,9 +328,7 @@ def write_lab(folder: Path, seed: int, runtime: Runtime) -> tuple[Path, dict[str
 class EvalOptions:
     """How to judge responses, and how to evaluate a model."""
 
-    reward_model_name_or_path: str | None = setting(
-        None, "model folder of the judge of queries without a definite answer (Eq. 7)"
-    )
+    reward_model_name_or_path: str | None = setting(None, "judge of queries without an answer")
     reward_batch_size: int = setting(16, "answers that the reward model judges at once")
     verifier: str = setting("rule", "judge of maths answers", tuple(VERIFIERS))
     eval_domain: str | None = setting(None, "domain of the headline figures; none: all rows")
@@ -383,31 +345,21 @@ class EvalSettings(EvalOptions):
     """pass@1, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on some queries."""
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
-    dataset_name: str = setting(
-        "runs/lab/data/test.jsonl", "files of queries, .jsonl or .jsonl.gz, with commas between"
-    )
+    dataset_name: str = setting("runs/lab/data/test.jsonl", "files of queries, with commas between")
     modes: str = setting(
-        "think,no_think,auto", "how to answer, with commas between: in a forced mode, in the mode "
-        "that the model chooses (auto), or in the mode that a classifier picks (router). H_acc "
-        "needs both forced modes",
+        "think,no_think,auto", "setups, with commas between: the mode is forced (think, no_think), "
+        "the model chooses (auto), a classifier does (router). H_acc needs both forced modes",
     )  # fmt: skip
     classifier_name_or_path: str | None = setting(None, "router's classifier; none: a few rules")
     output_dir: str | None = setting(None, "folder for figures and responses; none: not written")
-    export: str = setting("none", "format for another evaluator", ("none", *EXPORTS))
+    export: str = setting("none", "format for another evaluator", ("none", *report.EXPORTS))
     resume_from_checkpoint: bool = setting(False, "go on with an unfinished evaluation")
     bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
     seed: int = setting(0, "seed of the sampling")
 
 
-# The settings of an evaluation that change none of its responses.
-FREE_IN_EVALUATION = (
-    "output_dir", "resume_from_checkpoint", "eval_batch_size", "export", "reward_batch_size",
-    "hacc_margin", "eval_domain",
-)  # fmt: skip
-
-
 class Asked(NamedTuple):
-    """A query as it is put to a model: `setup` is the mode to force, or the model chooses."""
+    """A query as it is put to a model. setup: the mode to force; any other: the model chooses."""
 
     query: Query
     prompt: list[int]
@@ -427,7 +379,7 @@ def answer(
 ) -> list[tuple[Completion, Judged]]:
     """Sample `num_generations` responses to each query (Eq. 5, 6) and judge them (Eq. 7).
 
-    The responses to a query come one after the other, in the order of `asked`.
+    All responses to a query come before those to the next.
     """
     groups = generate(
         model,
@@ -457,19 +409,17 @@ def evaluate(
     setups: Sequence[Sequence[str]] | None = None,
     unfinished: Unfinished[Record] | None = None,
 ) -> list[Record]:
-    """Answer every query in both forced modes and freely; the records of all ranks, in order.
+    """Answer every query in both forced modes and freely; returns all ranks' records, in order.
 
-    setups: for each query other setups than these three. unfinished: the records that are there
-    from before, and where new ones go.
+    setups: other setups than these three, for each query. unfinished: records from before, to which
+    new ones are added.
     """
     done = unfinished.rows if unfinished else {}
     mine = runtime.share([q for q in range(len(queries)) if q not in done])
     prompts = {q: tokenizer.encode_chat(queries[q].prompt) for q in mine}
     mine.sort(key=lambda q: -len(prompts[q]))  # like lengths together pad little; the worst first
     setups = setups or [(*MODES, "auto")] * len(queries)
-    k, temperature, top_p = (
-        settings.eval_num_generations, settings.eval_temperature, settings.eval_top_p
-    )  # fmt: skip
+    k = settings.eval_num_generations
     size = max(1, settings.eval_batch_size // (k * max(map(len, setups))))  # queries at once
     records: list[tuple[int, Record]] = []
     model.eval()
@@ -480,7 +430,10 @@ def evaluate(
                 for q in part
                 for setup in setups[q]
             ]
-            answers = answer(model, tokenizer, asked, settings, reward_model, k, temperature, top_p)
+            answers = answer(
+                model, tokenizer, asked, settings, reward_model, k, settings.eval_temperature,
+                settings.eval_top_p,
+            )  # fmt: skip
             judged = iter([judged for _, judged in answers])
             for q in part:
                 responses = {setup: list(itertools.islice(judged, k)) for setup in setups[q]}
@@ -492,10 +445,20 @@ def evaluate(
     return [record for _, record in sorted([*done.items(), *runtime.gather(records)])]
 
 
+# The settings of an evaluation that change none of its responses.
+FREE_IN_EVALUATION = (
+    "output_dir", "resume_from_checkpoint", "eval_batch_size", "export", "reward_batch_size",
+    "hacc_margin", "eval_domain",
+)  # fmt: skip
+
+
 def unfinished_records(
-    settings: EvalSettings, folder: Path, queries: Sequence[Query], runtime: Runtime
-) -> Unfinished[Record]:
-    """The records that an unfinished evaluation left in a folder, if it was this evaluation."""
+    settings: EvalSettings, derived: dict[str, Any], queries: Sequence[Query], runtime: Runtime
+) -> Unfinished[Record] | None:
+    """The records that an unfinished evaluation left in `output_dir`, if it was this evaluation."""
+    if settings.output_dir is None:
+        return None
+    folder = Path(settings.output_dir)
     unfinished = Unfinished(folder, "unfinished", runtime.rank, Record.from_row)
     if unfinished.files and not settings.resume_from_checkpoint:
         raise InputError(
@@ -503,21 +466,15 @@ def unfinished_records(
             "delete its unfinished-*.jsonl"
         )
     if unfinished.files:
-        given = dataclasses.asdict(settings).items()
-        wanted = {k: v for k, v in given if k not in FREE_IN_EVALUATION}
-        recorded = read_json(folder / "eval_settings.json")
+        recorded = cli.read_json(folder / "eval_settings.json")
         recorded = {**recorded.get("settings", {}), **recorded.get("derived", {})}
-        check_same(folder, recorded, {**wanted, "model_files": evaluated_files(settings)})
+        wanted = {**dataclasses.asdict(settings), **derived}
+        wanted = {k: v for k, v in wanted.items() if k not in FREE_IN_EVALUATION}
+        cli.check_same(folder, recorded, wanted)
     if any(i >= len(queries) or r.query != queries[i] for i, r in unfinished.rows.items()):
         raise InputError(f"{folder} holds an unfinished evaluation of other queries")
     runtime.wait()
     return unfinished
-
-
-def evaluated_files(settings: EvalSettings) -> list[list[Any]]:
-    """The files of the weights that decide an evaluation."""
-    names = ("model_name_or_path", "reward_model_name_or_path", "classifier_name_or_path")
-    return model_files(getattr(settings, name) for name in names)
 
 
 def run_eval(settings: EvalSettings) -> None:
@@ -543,10 +500,12 @@ def run_eval(settings: EvalSettings) -> None:
         batch_size = settings.reward_batch_size
         reward_model = load_reward_model(name, batch_size, queries, runtime.device)
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
-    folder = Path(settings.output_dir) if settings.output_dir else None
-    unfinished = unfinished_records(settings, folder, queries, runtime) if folder else None
-    derived = {"queries": len(queries), "model_files": evaluated_files(settings)}
-    announce("Evaluation", settings, derived, folder, "eval_settings.json")
+    models = ("model_name_or_path", "reward_model_name_or_path", "classifier_name_or_path")
+    files = report.model_files([getattr(settings, name) for name in models])
+    derived = {"queries": len(queries), "model_files": files}
+    unfinished = unfinished_records(settings, derived, queries, runtime)
+    folder = unfinished.path.parent if unfinished else None
+    cli.announce("Evaluation", settings, derived, folder, "eval_settings.json")
     records = evaluate(
         model, tokenizer, queries, settings, runtime, "evaluation", settings.seed, reward_model,
         setups, unfinished,
@@ -557,13 +516,13 @@ def run_eval(settings: EvalSettings) -> None:
     result = results(records, settings.hacc_margin, settings.eval_domain)
     if runtime.rank > 0:
         return
-    show_evaluation(result, asked)
-    if folder and unfinished:
-        write_json(folder / "eval.json", result)
-        write_rows(folder / "responses.jsonl", map(dataclasses.asdict, records))
+    report.show_evaluation(result, asked)
+    if unfinished and folder:
+        cli.write_json(folder / "eval.json", result)
+        cli.write_rows(folder / "responses.jsonl", map(dataclasses.asdict, records))
         if settings.export != "none":
             model_name = Path(settings.model_name_or_path).resolve().name
-            export(settings.export, records, asked[-1], model_name, folder)
+            report.export(settings.export, records, asked[-1], model_name, folder)
         unfinished.remove()
 
 
@@ -589,9 +548,8 @@ class Runtime:
             return mine
         parts: list[list[Any]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(parts, mine)
-        return [
-            parts[i % self.world_size][i // self.world_size] for i in range(sum(map(len, parts)))
-        ]
+        n = self.world_size
+        return [parts[i % n][i // n] for i in range(sum(map(len, parts)))]
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks."""
@@ -625,7 +583,7 @@ def start(bf16: bool | None) -> Runtime:
 
 
 def stop() -> None:
-    """Leave the other processes; a process that torchrun started ends here, all being written.
+    """Leave the process group. A process that torchrun started ends here; all files are written.
 
     It must not end the usual way: a thread of gloo may still be giving back the tensors of the
     last collective, and with PyTorch 2.15 that aborts a Python interpreter that is shutting down.
@@ -643,8 +601,8 @@ def stop() -> None:
 def shard(model: Transformer, runtime: Runtime, gradient_checkpointing: bool) -> Transformer:
     """Split parameters, gradients and optimizer state over the ranks, block by block (FSDP2).
 
-    Gradients are summed, not averaged: the losses divide by global counts themselves. One process
-    in fp32 needs none of this and keeps the plain module.
+    Gradients are summed, not averaged, since the losses divide by global counts themselves. One
+    process in fp32 needs none of this, and keeps the plain module.
     """
     for block in model.modules():
         if isinstance(block, Block):
@@ -665,8 +623,8 @@ def shard(model: Transformer, runtime: Runtime, gradient_checkpointing: bool) ->
 def gathered(model: Transformer) -> Iterator[None]:
     """Keep all parameters of a sharded model whole, so that `generate` communicates nothing.
 
-    Ranks finish their responses at different times; a collective inside the decoding loop would
-    leave the slower ones waiting for ever.
+    Ranks finish their responses at different times: with a collective inside the decoding loop, the
+    slower ones would wait for ever.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
@@ -684,14 +642,15 @@ def gathered(model: Transformer) -> Iterator[None]:
 
 
 class Scores(NamedTuple):
-    """Figures of each token of some responses, (R, T); zero past the end of a response."""
+    """Figures of each token of some responses, (R, T); zero past the end of a response.
+
+    The mask is made from lengths, not by comparing with a pad id: so the stop token is trained too.
+    """
 
     log_probs: Tensor  # fp32, differentiable
     entropy: Tensor  # fp32, in nats
     correct: Tensor  # 1 where the token is the likeliest one
-    # True on the response's own tokens. Made from lengths, not by comparing with a pad id, so the
-    # stop token is trained too.
-    mask: Tensor
+    mask: Tensor  # True on the response's own tokens
 
 
 def score_responses(
@@ -707,12 +666,12 @@ def score_responses(
     rows = [torch.tensor([*prompt, *response]) for prompt, response in zip(prompts, responses)]
     ids = pad_sequence(rows, batch_first=True)  # (R, L), right-padded
     t = torch.arange(ids.shape[1])
-    scored = ((t >= starts - 1) & (t < starts - 1 + lengths)).to(device)  # their next is a target
+    before = ((t >= starts - 1) & (t < starts - 1 + lengths)).to(device)  # a target comes next
     targets = torch.cat([torch.tensor(response) for response in responses]).to(device)  # (n,)
     mask = (torch.arange(int(lengths.max())) < lengths).to(device)  # (R, T)
 
     def head(hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
-        return score_tokens(hidden[scored], logits, targets, temperature, model.config.vocab_size)
+        return score_tokens(hidden[before], logits, targets, temperature, model.config.vocab_size)
 
     columns = model(ids.to(device), head=head)  # (n, 3)
     zeros = torch.zeros(mask.shape, device=device)
@@ -727,10 +686,10 @@ def score_tokens(
     temperature: float,
     vocab_size: int,
 ) -> Tensor:
-    """(n, C), (n,) -> (n, 3): log-prob of each target, entropy, whether the target is the argmax.
+    """Log-prob of each target, entropy, and whether it is the likeliest: (n, C), (n,) -> (n, 3).
 
-    Of the (n, V) logits at most MAX_LOGITS exist at a time: they are made chunk by chunk, and made
-    again in the backward pass.
+    At most MAX_LOGITS of the (n, V) logits exist at a time. They are made chunk by chunk, and once
+    more in the backward pass.
     """
 
     def chunk(hidden: Tensor, targets: Tensor) -> Tensor:
@@ -749,7 +708,7 @@ def score_tokens(
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in groups of `size`, like lengths together, so that little is padding."""
+    """Row numbers in groups of `size`; rows of like length are together, to save padding."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     return [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -759,8 +718,8 @@ def micro_batch_size(
 ) -> int:
     """Rows in a micro-batch: per_device_train_batch_size, or a rank's whole share if that is less.
 
-    `batch` items of `rows_each` rows make a step; `name` is the setting that says so. Nothing is
-    rounded: raises InputError where a division leaves a remainder.
+    A step has `batch` items, by the setting `name`, of `rows_each` rows. Nothing is rounded: raises
+    InputError if a division leaves a remainder.
     """
     world, wanted = runtime.world_size, settings.per_device_train_batch_size
     share = batch * rows_each // world
@@ -774,10 +733,8 @@ def micro_batch_size(
 
 
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The rows of a step: epoch after epoch, each in an order of its own.
-
-    They follow from the arguments alone, so that resuming needs no state.
-    """
+    """The row numbers of a step: epoch after epoch, each in an order of its own. They follow from
+    the arguments alone, so that resuming needs no state."""
     places = range(step * batch_size, (step + 1) * batch_size)
     return [int(epoch_order(num_rows, i // num_rows, seed)[i % num_rows]) for i in places]
 
@@ -792,7 +749,7 @@ def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; norms and biases are not decayed."""
+    """AdamW, with weight decay on matrices only, not on norms and biases."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -804,7 +761,8 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 def optimizer_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float
 ) -> float:
-    """Clip by the global gradient norm, which is returned, and update. max_grad_norm 0: no clip."""
+    """Clip the gradient to a global norm of `max_grad_norm` (0: any), and update the parameters;
+    returns the norm before clipping."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not norm.isfinite():
@@ -828,7 +786,7 @@ def scheduled_rate(step: int, steps: int, settings: TrainOptions) -> float:
 
 
 class Log:
-    """One JSON object a step in `log.jsonl`, the same numbers on TensorBoard; rank 0 only."""
+    """The figures of a run, written by rank 0: a JSON object a step in log.jsonl, TensorBoard."""
 
     def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
         self.path = folder / "log.jsonl"
@@ -845,16 +803,14 @@ class Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise InputError(
-                    "--report_to tensorboard needs `pip install tensorboard`"
-                ) from None
+                raise InputError("--report_to tensorboard: pip install tensorboard") from None
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Log the figures of a step."""
         if not is_main_process():
             return
-        write_rows(self.path, [{"step": step, **figures}], "a")
+        cli.write_rows(self.path, [{"step": step, **figures}], "a")
         for name, value in figures.items() if self.board else ():
             self.board.add_scalar(name, value, step)
 
@@ -884,30 +840,24 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
 ) -> None:
-    """Save all that is needed to go on after `step` steps, then delete the previous checkpoint.
-
-    There is no random state to save: every random number is a function of the seed, the step and
-    the row it is for.
-    """
+    """Save all that is needed to go on after `step` steps, and delete the checkpoint before. There
+    is no random state: every random number follows from the seed, the step and its place."""
     folder = Path(settings.output_dir)
     final, partial = folder / f"checkpoint-{step:06d}", folder / "checkpoint-partial"
     if runtime.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
     runtime.wait()
-    dcp.save(
-        training_state(models, optimizer), checkpoint_id=partial, no_dist=runtime.world_size == 1
-    )
+    state = training_state(models, optimizer)
+    dcp.save(state, checkpoint_id=partial, no_dist=runtime.world_size == 1)
     runtime.wait()
     if runtime.rank == 0:
-        done = {"step": step, "tokens_seen": tokens_seen}
-        made_with = settings_that_change_weights(settings)
-        write_json(partial / "progress.json", {**done, "settings": made_with})
-        old = list(folder.glob("checkpoint-[0-9]*"))
+        made_with = {"settings": settings_that_change_weights(settings)}
+        done = {"step": step, "tokens_seen": tokens_seen, **made_with}
+        cli.write_json(partial / "progress.json", done)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        for path in old:
-            if path != final:
-                shutil.rmtree(path)
+        for path in set(folder.glob("checkpoint-[0-9]*")) - {final}:
+            shutil.rmtree(path)
 
 
 def training_state(models: dict[str, Transformer], optimizer: torch.optim.Optimizer) -> dict:
@@ -925,10 +875,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def refuse_unfinished(folder: Path, resume: bool) -> None:
     """Raise InputError if the folder holds an unfinished run, unless it is to be resumed."""
     if (newest := newest_checkpoint(folder)) and not resume:
-        raise InputError(
-            f"{folder} holds an unfinished run: go on with --resume_from_checkpoint, "
-            f"or delete {newest}"
-        )
+        ways = f"go on with --resume_from_checkpoint, or delete {newest}"
+        raise InputError(f"{folder} holds an unfinished run: {ways}")
 
 
 def load_checkpoint(
@@ -937,30 +885,26 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
 ) -> tuple[int, int]:
-    """Take up the newest checkpoint of `output_dir`, if any; returns its step and its tokens."""
+    """Load the newest checkpoint of `output_dir`, if any; returns step and tokens seen, or 0."""
     path = newest_checkpoint(Path(settings.output_dir))
     if path is None:
         return 0, 0
-    done = read_json(path / "progress.json")
-    check_same(path, done.get("settings", {}), settings_that_change_weights(settings))
+    done = cli.read_json(path / "progress.json")
+    cli.check_same(path, done.get("settings", {}), settings_that_change_weights(settings))
     state = training_state(models, optimizer)
     try:
         dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
-    except (Exception, CheckpointException) as error:  # the second is no Exception
+    except (Exception, CheckpointException) as error:  # the latter is a BaseException
         raise InputError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    set_state_dict(
-        models["policy"],
-        optimizer,
-        model_state_dict=state["policy"],
-        optim_state_dict=state["optimizer"],
-    )
+    policy, optim = state["policy"], state["optimizer"]
+    set_state_dict(models["policy"], optimizer, model_state_dict=policy, optim_state_dict=optim)
     return done["step"], done["tokens_seen"]
 
 
 def load_policy(
     folder: str | Path, runtime: Runtime, gradient_checkpointing: bool
 ) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of a folder, fp32, vocabulary fitted, sharded over the ranks."""
+    """Load model and tokenizer, fit them to each other, and shard the model over the ranks."""
     tokenizer = Tokenizer.from_pretrained(folder)
     model = Transformer.from_pretrained(folder, device=runtime.device)
     model.fit_vocabulary(tokenizer)
@@ -968,10 +912,8 @@ def load_policy(
 
 
 def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
-    """Leave a folder that `transformers`, vLLM and our own commands load.
-
-    The weights come last: where they are, the folder is whole. In bf16 if we computed in bf16.
-    """
+    """Write a folder that `transformers`, vLLM and our own commands load, in bf16 if we computed in
+    bf16. The weights come last: where they are, the folder is whole."""
     if runtime.rank == 0:
         tokenizer.save_pretrained(folder)
     model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)
@@ -979,7 +921,7 @@ def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime:
 
 
 def drop_checkpoints(folder: Path, runtime: Runtime) -> None:
-    """A finished run needs none."""
+    """Delete the checkpoints of a finished run."""
     if runtime.rank == 0:
         for path in folder.glob("checkpoint-[0-9]*"):
             shutil.rmtree(path)
@@ -989,17 +931,10 @@ def drop_checkpoints(folder: Path, runtime: Runtime) -> None:
 
 
 def main() -> None:
-    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    if command == "hft":
-        hft(parse_settings(HFTSettings, "lhrm.py hft", arguments, lab=HFT_ON_LAB))
-    elif command == "eval":
-        run_eval(parse_settings(EvalSettings, "lhrm.py eval", arguments))
-    elif command in ("-h", "--help"):
-        print("python lhrm.py hft --help\npython lhrm.py eval --help")
-    else:
-        raise InputError(f"unknown command {command!r}: python lhrm.py hft or eval")
+    commands = {"hft": (HFTSettings, hft, HFT_ON_LAB), "eval": (EvalSettings, run_eval)}
+    cli.run_subcommand("python lhrm.py", commands)
     stop()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    cli.run_command(main)

@@ -187,10 +187,8 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model of the Qwen and Llama families.
-
-    A reward model has `score`, one number for each token, where others have `lm_head`.
-    """
+    """A decoder-only language model of the Qwen and Llama families. A reward model has `score`, one
+    number for each token, where others have `lm_head`."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -225,24 +223,22 @@ class Transformer(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        positions: Tensor | None = None,
         cache: KVCache | None = None,
         head: Callable[[Tensor, Callable[[Tensor], Tensor]], Any] | None = None,
     ) -> Any:
         """Logits of the token that follows each of `ids`.
 
-        ids: (B, T) int64, rows right-padded where they are ragged. positions: (B, T), by default
-        0 … T−1 after what the cache holds. With `cache`, keys and values are appended to it and
-        every row's length grows by T; after a ragged prefill set `cache.lengths` yourself.
-        Returns (B, T, V), or (B, T, 1) of a reward model; or, with `head`, whatever
-        `head(hidden, logits)` returns for the final hidden states (B, T, C) and the function that
-        turns some of them into logits: that is how a caller avoids (B, T, V) yet stays inside one
+        ids: (B, T) int64, rows right-padded where they are ragged. With `cache`, they follow what
+        it holds: their keys and values are appended to it, and every row's length grows by T; after
+        a ragged prefill set `cache.lengths` yourself.
+        Returns (B, T, V), or (B, T, 1) of a reward model. With `head`, returns what
+        `head(hidden, logits)` makes of the final hidden states, (B, T, C), and of the function that
+        turns some of them into logits. So a caller can avoid (B, T, V) and yet stay inside one
         forward pass, as FSDP needs.
         """
-        if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-            if cache is not None:
-                positions = positions + cache.lengths[:, None]
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)  # (B, T)
+        if cache is not None:
+            positions = positions + cache.lengths[:, None]
         mask = None  # plain causal, unless some queries start after position 0
         if cache is not None and cache.size > 0:
             slots = torch.arange(cache.size + ids.shape[1], device=ids.device)
@@ -312,9 +308,9 @@ class Transformer(nn.Module):
     ) -> Transformer:
         """Load a Hugging Face model folder: one safetensors file, or shards with an index.
 
-        Strict: raises InputError, with the names of file and tensor, for a tensor that is missing,
-        unexpected or of another shape, and for a file that is damaged. Beside the model, no more
-        than the largest tensor is held in memory.
+        Raises InputError, with the names of file and tensor, for a tensor that is missing, unknown
+        or of another shape, and for a damaged file. Beside the model, no more than its largest
+        tensor is held in memory.
         """
         folder = Path(folder)
         with torch.device("meta"):
@@ -347,10 +343,8 @@ MAX_NUMBER, MAX_LAYERS = 10**8, 10**4  # in config.json; more would be an absurd
 
 @dataclass
 class Config:
-    """The fields of a Hugging Face `config.json` that decide what is computed.
-
-    Keys that we do not interpret are carried in `extra` and written back by `save_pretrained`.
-    """
+    """The fields of a Hugging Face `config.json` that decide what is computed; `extra` carries the
+    others, which `save_pretrained` writes back."""
 
     vocab_size: int
     hidden_size: int
@@ -396,11 +390,10 @@ class Config:
         self.rotary_frequencies()  # refuses a scaling that makes no sense
 
     def rotary_frequencies(self) -> list[float]:
-        """The radians that each pair of a head's dimensions turns by per position, (D/2,).
+        """The angle by which each pair of a head's dimensions turns per position: θ^(−2i/D).
 
-        θ^(−2i/D), or, where Llama 3's scaling makes the context longer than the model was first
-        trained on, slower by `factor` in the pairs that turn slowly. Those that turn fast tell
-        neighbours apart and stay as they are; those between are mixed.
+        Llama 3's scaling makes the context longer: pairs that turn slowly turn slower by `factor`;
+        pairs that turn fast, and so tell neighbours apart, stay as they are; others are between.
         """
         plain = [self.rope_theta ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
         if not self.rope_scaling:
@@ -499,8 +492,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def find_tensors(folder: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Path]:
-    """The file of every tensor of a model folder, after checking that they have the `wanted` names
-    and shapes, and that there is no other."""
+    """The file of every tensor of a model folder, which must have exactly the `wanted` shapes."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     first = next(iter(wanted))
     if index.exists():
@@ -539,47 +531,41 @@ def find_tensors(folder: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, 
 
 def save_model(model: Transformer, folder: Path, dtype: torch.dtype | None) -> None:
     """Write what `Transformer.from_pretrained` and `transformers` read."""
-    state = model.state_dict()
-    stored = dtype or next(iter(state.values())).dtype
-    model.config.extra.pop("dtype", None)
-    # transformers computes in the dtype that config.json names.
-    model.config.extra["torch_dtype"] = str(stored).removeprefix("torch.")
-    writes = not any(isinstance(t, DTensor) for t in state.values()) or is_main_process()
+    whole = model.state_dict()
+    state = {name: whole[name] for name in model.tensor_names()}
+    dtype = dtype or next(iter(state.values())).dtype
+    writes = is_main_process() or not any(isinstance(t, DTensor) for t in state.values())
     shards: list[list[str]] = [[]]
-    size = total = 0
-    for name in model.tensor_names():
-        bytes_ = state[name].numel() * (dtype or state[name].dtype).itemsize
-        if shards[-1] and size + bytes_ > MAX_SHARD_BYTES:
+    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > MAX_SHARD_BYTES:
             shards.append([])
-            size = 0
         shards[-1].append(name)
-        size, total = size + bytes_, total + bytes_
-    weight_map = {}
+    files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else ["model.safetensors"]
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
+        model.config.extra.pop("dtype", None)  # transformers computes in the dtype it finds here
+        model.config.extra["torch_dtype"] = str(dtype).removeprefix("torch.")
         model.config.save_pretrained(folder)
-    for number, names in enumerate(shards, 1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for file, names in zip(files, shards):
         tensors = {}
         for name in names:
             full = state[name]
             full = full.full_tensor() if isinstance(full, DTensor) else full
             if writes:
                 tensors[name] = full.detach().to("cpu", dtype).contiguous()
-            weight_map[name] = file
         if writes:
             save_tensors(tensors, folder / file)
     if writes:  # what an earlier model left in the folder must not be taken for this one's
         index = folder / "model.safetensors.index.json"
+        index.unlink(missing_ok=True)
         if len(shards) > 1:
-            write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        else:
-            index.unlink(missing_ok=True)
-        for path in folder.glob("model*.safetensors"):
-            if path.name not in weight_map.values():
-                path.unlink()
+            weight_map = {name: file for file, names in zip(files, shards) for name in names}
+            total = {"total_size": sum(sizes.values())}
+            write_json(index, {"metadata": total, "weight_map": weight_map})
+        for path in set(folder.glob("model*.safetensors")) - {folder / file for file in files}:
+            path.unlink()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

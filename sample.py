@@ -1,4 +1,4 @@
-"""Batched, KV-cached sampling, the mode forced (Eq. 1, 5) or left to the model; a small chat.
+"""Batched, KV-cached sampling, the mode forced (Eq. 1, 5) or chosen by the model; a small chat.
 
     python sample.py --model_name_or_path runs/lab/hgpo --prompt "7+5-3="
     python sample.py --model_name_or_path runs/lab/hgpo --prompt_file questions.txt --mode think
@@ -71,7 +71,10 @@ def generate(
     """
     modes = [None] * len(prompts) if modes is None else modes
     seeds = [mix_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
-    check_sampling(max_new_tokens, num_generations, temperature, top_k, top_p)
+    if max_new_tokens < 1 or num_generations < 1:
+        raise InputError("max_new_tokens and num_generations must be at least 1")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise InputError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
     if not prompts:
         return []
     if not len(prompts) == len(modes) == len(seeds):
@@ -133,16 +136,6 @@ def generate(
     return [flat[i : i + num_generations] for i in range(0, total, num_generations)]
 
 
-def check_sampling(
-    max_new_tokens: int, num_generations: int, temperature: float, top_k: int, top_p: float
-) -> None:
-    """Raise InputError if a sampling setting is out of range."""
-    if max_new_tokens < 1 or num_generations < 1:
-        raise InputError("max_new_tokens and num_generations must be at least 1")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise InputError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
-
-
 def mix_seed(*parts: int | str) -> int:
     """A seed for one use of randomness, unrelated to the seeds of all others: 63 bits."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
@@ -174,7 +167,7 @@ def prefill(
 def draw(
     log_probs: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
 ) -> Tensor:
-    """One token per row by inverting the cumulative distribution: (R, V), (R,) -> (R,).
+    """Draw a token for each row by inverting the cumulative distribution: (R, V), (R,) -> (R,).
 
     In fp64, where a cumulative sum is exact enough that a token of probability 0 is never drawn.
     """
@@ -199,25 +192,20 @@ def draw(
 
 @dataclass
 class SampleSettings:
-    """Answer one prompt, a file of prompts, or what comes on standard input: a chat if that is a
-    terminal, else one prompt."""
+    """Answer a prompt, a file of prompts, or standard input: in a terminal, a chat."""
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
     prompt: str | None = setting(None, "answer this and stop")
     prompt_file: str | None = setting(None, "answer every line of this file; prints JSON lines")
     system: str | None = setting(None, "system message of every conversation")
-    mode: str = setting("auto", "auto lets the model choose", ("auto", *MODES))
-    num_generations: int = setting(1, "responses per prompt", minimum=1)
-    max_completion_length: int = setting(
-        1024, "tokens a response may have", minimum=1, maximum=MAX_TOKENS
-    )
-    temperature: float = setting(SAMPLING["temperature"], "0 is greedy")
-    top_k: int = setting(SAMPLING["top_k"], "keep the k likeliest tokens; 0: all")
-    top_p: float = setting(
-        SAMPLING["top_p"], "keep the likeliest tokens with this probability", None, 1e-6, 1
-    )
-    batch_size: int = setting(64, "prompts sampled at once", minimum=1)
-    seed: int = setting(0, "the same seed gives the same responses")
+    mode: str = setting("auto", "mode of every answer; auto: the model chooses", ("auto", *MODES))
+    num_generations: int = setting(1, "responses to each prompt")
+    max_completion_length: int = setting(1024, "most tokens of a response", maximum=MAX_TOKENS)
+    temperature: float = setting(SAMPLING["temperature"], "sampling temperature; 0 is greedy")
+    top_k: int = setting(SAMPLING["top_k"], "sample from the k likeliest tokens; 0: from all")
+    top_p: float = setting(SAMPLING["top_p"], "share of the likeliest tokens", None, 1e-6, 1)
+    batch_size: int = setting(64, "prompts that are answered at once")
+    seed: int = setting(0, "seed of the sampling: the same one gives the same responses")
 
 
 def main() -> None:
@@ -315,10 +303,8 @@ def chat(
     mode: str,
     max_tokens: int,
 ) -> None:
-    """A conversation in the terminal, until end of input; streams each answer under its mode.
-
-    Ctrl-C ends an answer, which is then forgotten, and the chat where there is none.
-    """
+    """A conversation in the terminal, until the input ends; each answer is shown as it comes, under
+    its mode. Ctrl-C ends an answer, which is then forgotten, or else the chat."""
     with contextlib.suppress(ImportError):  # line editing and history, where there is the library
         import readline  # noqa: F401
     print(COMMANDS)
@@ -340,12 +326,10 @@ def chat(
         elif line.startswith("/"):
             print(COMMANDS)
         elif line:
-            question = {"role": "user", "content": line}
+            conversation = [*messages, {"role": "user", "content": line}]
             began = time.perf_counter()
             try:
-                conversation = [*messages, question]
-                show = streamer(tokenizer)
-                completion = answer([conversation], turn, mode, on_token=show)[0][0]
+                [[completion]] = answer([conversation], turn, mode, on_token=streamer(tokenizer))
             except KeyboardInterrupt:
                 print(" [stopped: this turn is forgotten]")
                 continue
@@ -354,8 +338,8 @@ def chat(
                 continue
             text, seconds = response_text(tokenizer, completion), time.perf_counter() - began
             messages = [*conversation, {"role": "assistant", "content": text}]
-            cut = "" if completion.finished else "cut, "
-            print(f" [{cut}{len(completion.ids)} tokens, {len(completion.ids) / seconds:.0f}/s]")
+            cut, count = "" if completion.finished else "cut, ", len(completion.ids)
+            print(f" [{cut}{count} tokens, {count / seconds:.0f}/s]")
             if len(tokenizer.encode_chat(messages)) > max_tokens:
                 print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
 

@@ -6,9 +6,6 @@ embeddings of its words and word n-grams, a linear layer, the logistic loss. Wor
 the n-grams, so that there is no dictionary to build or to store. `Rules` needs no training. Either
 can also route queries at evaluation, without the hybrid training: complex ones think.
 
-    python -m data.classify train --simple a.jsonl,b.jsonl --complex c.jsonl --output_dir DIR
-    python -m data.classify evaluate --model_name_or_path DIR --simple d.jsonl --complex e.jsonl
-
 Both see the kind of a text, not how hard it is: an easy sum looks complex to them, a hard riddle in
 everyday words simple, and a kind of text that was not trained on may look like anything.
 """
@@ -18,7 +15,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,18 +26,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.cli import InputError, parse_settings, read_json, run_command, setting, write_json
+from data.cli import InputError, read_json, run_command, run_subcommand, setting, write_json
 from data.modes import MODES, NO_THINK, THINK
 from data.rows import Query, read_rows, row_prompt, split_paths
 from model import read_header, save_tensors
 from sample import mix_seed
 
-THRESHOLD = 0.5  # from this score on a query counts as complex
-MAX_CHARACTERS = 2000  # read of a query: its kind is clear by then, and the work stays bounded
-LIMITS = {"num_buckets": 2**24, "dim": 2**10, "ngrams": 5}
-MAX_PARAMETERS = 2**28  # 1 GiB in fp32
-PREDICT_BATCH = 512
-TRAIN_BATCH = 16  # the gradients of so many queries are summed; fastText's steps take one each
+THRESHOLD = 0.5  # a query of this complexity or more counts as complex
+MAX_CHARACTERS = 2000  # no more of a query is read: its kind is clear by then
+LIMITS = {"num_buckets": 2**24, "dim": 2**10, "ngrams": 5}  # largest sizes of a classifier
+MAX_PARAMETERS = 2**28  # largest number of them in a classifier: 1 GiB in fp32
+PREDICT_BATCH = 512  # queries classified at once
+TRAIN_BATCH = 16  # queries whose gradients are summed; fastText's steps take one each
 # A number, a character of Chinese or Japanese (which leave no spaces between words), a word, a sign
 WORD = re.compile(
     r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|_"
@@ -60,7 +56,7 @@ def words(text: str) -> list[str]:
 class Classifier(nn.Module):
     """fastText's model with one logit: that the query is complex.
 
-    num_buckets: embeddings, shared by the n-grams that fall into the same bucket; dim: their size;
+    num_buckets: number of embeddings, which n-grams of the same bucket share; dim: their size;
     ngrams: words in the longest n-gram. Raises InputError for sizes beyond LIMITS.
     """
 
@@ -86,10 +82,7 @@ class Classifier(nn.Module):
         return [h % self.sizes["num_buckets"] for h in ids]
 
     def forward(self, bags: Sequence[Sequence[int]]) -> Tensor:
-        """Logits that queries are complex, fp32 (B,), from the n-gram ids of each of B queries.
-
-        The mean of an empty bag is 0.
-        """
+        """Logits that queries are complex, fp32 (B,), from the n-gram ids of each of B queries."""
         ids = torch.tensor(list(itertools.chain.from_iterable(bags)), dtype=torch.long)
         offsets = list(itertools.accumulate(map(len, bags[:-1]), initial=0))
         return self.linear(self.embedding(ids, torch.tensor(offsets))).squeeze(-1)
@@ -112,11 +105,8 @@ class Classifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Classifier:
-        """Read what `save_pretrained` wrote, none of it trusted.
-
-        Raises InputError, with the file's name, for sizes beyond LIMITS and for tensors that are
-        not exactly those the sizes ask for, in fp32, whole and finite.
-        """
+        """Read what `save_pretrained` wrote. Raises InputError, with the file's name, for sizes
+        beyond LIMITS, and for tensors that are not exactly what the sizes ask for, in fp32."""
         path, weights = Path(folder) / "classifier.json", Path(folder) / "classifier.safetensors"
         sizes = read_json(path)
         if sizes.keys() != LIMITS.keys():
@@ -132,10 +122,8 @@ class Classifier(nn.Module):
         found = read_header(weights)
         for name in sorted(wanted.keys() | found.keys()):
             if found.get(name) != wanted.get(name):
-                raise InputError(
-                    f"{weights}: tensor {name} is {found.get(name, 'missing')}, "
-                    f"{path.name} asks for {wanted.get(name, 'none')}"
-                )
+                is_, asked = found.get(name, "missing"), wanted.get(name, "none")
+                raise InputError(f"{weights}: tensor {name} is {is_}, {path.name} asks for {asked}")
         tensors = load_file(weights)
         if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise InputError(f"{weights}: tensor {odd[0]} has values that are not finite")
@@ -146,34 +134,22 @@ class Classifier(nn.Module):
 class Rules:
     """What a reader in a hurry goes by. English words; signs of code and maths in any language."""
 
-    RULES = (  # weight, sign, how often it must be found
-        (0.5, r"```|\bdef \w+\(|#include|;\s*\n|\bSELECT\b.+\bFROM\b", 1),  # code
-        (
-            0.5,
-            r"\\[A-Za-z]{3}|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)|\w\^[\w{(-]|\w *= *[\w(-]",
-            1,
-        ),  # maths
-        (
-            0.5,
-            r"(?i)\b(?:prove|proof|derive|theorem|equation|integral|probability|calculate|compute"
-            r"|solve|how many|how much|step by step|implement|debug|algorithm|function|python)\b",
-            1,
-        ),
+    RULES = (  # weight, sign (of code, of maths, words of both, …), how often it must be found
+        (0.5, r"```|\bdef \w+\(|#include|;\s*\n|\bSELECT\b.+\bFROM\b", 1),
+        (0.5, r"\\[A-Za-z]{3}|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)|\w\^[\w{(-]|\w *= *[\w(-]", 1),
+        (0.5, r"(?i)\b(?:prove|proof|derive|theorem|equation|integral|probability|calculate|compute"
+         r"|solve|how many|how much|step by step|implement|debug|algorithm|function|python)\b", 1),
         (0.3, r"\d+(?:[.,]\d+)*", 3),  # numbers
         (0.3, r"[?？]", 3),
         (0.3, r"\S+", 150),  # words
-    )
+    )  # fmt: skip
 
     def predict(self, texts: Sequence[str]) -> list[float]:
-        """For each query the weights of the rules that apply, in all: a score up to 1.0, not a
-        probability. It reads MAX_CHARACTERS."""
+        """The sum of the weights of the rules that apply to each query, up to 1.0. It is no
+        probability. Of a query, MAX_CHARACTERS are read."""
         rules = [(weight, re.compile(sign), least) for weight, sign, least in self.RULES]
-        return [
-            min(
-                1.0, sum(w for w, sign, n in rules if len(sign.findall(text[:MAX_CHARACTERS])) >= n)
-            )
-            for text in texts
-        ]
+        read = (text[:MAX_CHARACTERS] for text in texts)
+        return [min(1.0, sum(w for w, s, n in rules if len(s.findall(t)) >= n)) for t in read]
 
 
 def load(folder: str | None) -> Classifier | Rules:
@@ -192,29 +168,31 @@ def route(queries: Sequence[Query], folder: str | None) -> list[str]:
 
 @dataclass
 class Classes:
-    simple: str | None = setting(None, "rows of simple queries; several files with commas between")
-    complex: str | None = setting(None, "rows of complex queries, likewise")
+    """Files of queries of which the class is known."""
+
+    simple: str | None = setting(None, "files of simple queries, with commas between")
+    complex: str | None = setting(None, "files of complex queries, with commas between")
 
 
 @dataclass
 class EvaluateSettings(Classes):
     """Measure a classifier, or the rules, on files of simple and of complex queries."""
 
-    model_name_or_path: str | None = setting(None, "classifier folder; none: the rules")
+    model_name_or_path: str | None = setting(None, "folder of the classifier; none: the rules")
 
 
 @dataclass
 class TrainSettings(Classes):
     """Train a classifier on files of simple and of complex queries."""
 
-    output_dir: str | None = setting(None, "where the classifier goes")
-    num_train_epochs: int = setting(5, "times that the larger class is seen")
-    learning_rate: float = setting(0.5, "of the first step; falls linearly to 0")
+    output_dir: str | None = setting(None, "folder for the classifier")
+    num_train_epochs: int = setting(5, "passes over the larger class")
+    learning_rate: float = setting(0.5, "learning rate of the first step; it falls to 0")
     num_buckets: int = setting(2**18, "embeddings, shared by n-grams of the same hash")
     dim: int = setting(16, "size of an embedding")
     ngrams: int = setting(2, "words in the longest n-gram")
-    seed: int = setting(0, "of the start, the order and the split", maximum=2**63 - 1)
-    validation_ratio: float = setting(0.1, "of the queries, not trained on", maximum=0.9)
+    seed: int = setting(0, "seed of weights, order and split", maximum=2**63 - 1)
+    validation_ratio: float = setting(0.1, "share of queries not trained on", maximum=0.9)
 
 
 def read_classes(settings: Classes) -> list[list[str]]:
@@ -239,11 +217,10 @@ def split(texts: Sequence[str], settings: TrainSettings) -> tuple[list[str], lis
 
 
 def train(simple: Sequence[str], complex_: Sequence[str], settings: TrainSettings) -> Classifier:
-    """Train as fastText does: from its start, SGD at a rate that falls linearly to 0.
+    """Train as fastText does: SGD at a rate that falls linearly to 0.
 
     Classes are balanced: an epoch has every query of the larger one once, and as many of the
-    smaller one, repeated. A seed gives the same weights again. Raises InputError if a class is
-    empty.
+    smaller one, repeated. Raises InputError if a class is empty.
     """
     if not simple or not complex_:
         raise InputError(f"no {'complex' if simple else 'simple'} queries to train on")
@@ -284,31 +261,29 @@ def report(name: str, classifier: Classifier | Rules, classes: Sequence[Sequence
         "recall": (true, complex_),
         "F1": (2 * true, true + false + complex_),
     }
-    shown = ", ".join(
-        f"{k} {part / of:.3f}" if of else f"{k} -" for k, (part, of) in figures.items()
-    )
-    return f"{name}: {simple} simple, {complex_} complex: {shown}"
+    shown = (f"{k} {part / of:.3f}" if of else f"{k} -" for k, (part, of) in figures.items())
+    return f"{name}: {simple} simple, {complex_} complex: {', '.join(shown)}"
+
+
+def run_train(settings: TrainSettings) -> None:
+    """The `train` command."""
+    if not settings.output_dir:
+        raise InputError("give a folder for the classifier: --output_dir")
+    parts = [split(texts, settings) for texts in read_classes(settings)]
+    classifier = train(parts[0][0], parts[1][0], settings)
+    classifier.save_pretrained(settings.output_dir)
+    print(report("validation", classifier, [held_out for _, held_out in parts]))
+
+
+def run_evaluate(settings: EvaluateSettings) -> None:
+    """The `evaluate` command."""
+    folder = settings.model_name_or_path
+    print(report(folder or "rules", load(folder), read_classes(settings)))
 
 
 def main() -> None:
-    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    prog = f"python -m data.classify {command}"
-    if command == "train":
-        settings = parse_settings(TrainSettings, prog, arguments)
-        if not settings.output_dir:
-            raise InputError("give a folder for the classifier: --output_dir")
-        parts = [split(texts, settings) for texts in read_classes(settings)]
-        classifier = train(parts[0][0], parts[1][0], settings)
-        classifier.save_pretrained(settings.output_dir)
-        print(report("validation", classifier, [held_out for _, held_out in parts]))
-    elif command == "evaluate":
-        asked = parse_settings(EvaluateSettings, prog, arguments)
-        name = asked.model_name_or_path or "rules"
-        print(report(name, load(asked.model_name_or_path), read_classes(asked)))
-    elif command in ("-h", "--help"):
-        print("\n".join(f"python -m data.classify {name} --help" for name in ("train", "evaluate")))
-    else:
-        raise InputError(f"unknown command {command!r}: python -m data.classify train or evaluate")
+    commands = {"train": (TrainSettings, run_train), "evaluate": (EvaluateSettings, run_evaluate)}
+    run_subcommand("python -m data.classify", commands)
 
 
 if __name__ == "__main__":

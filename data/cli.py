@@ -119,6 +119,17 @@ def announce(
 # ----------------------------------------------------------------------------------------- commands
 
 
+def run_subcommand(prog: str, commands: dict[str, tuple[Any, ...]]) -> None:
+    """Run the command that the first argument names: (settings class, function[, lab defaults])."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("-h", "--help"):
+        return print("\n".join(f"{prog} {name} --help" for name in commands))
+    if name not in commands:
+        raise InputError(f"unknown command {name!r}: {prog} {' or '.join(commands)}")
+    cls, function, *lab = commands[name]
+    function(parse_settings(cls, f"{prog} {name}", sys.argv[2:], *lab))
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; bad input becomes one line on standard error and exit code 2."""
     try:

@@ -25,9 +25,9 @@ from sample import Completion, response_text
 
 
 def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
-    """`is_correct` by the package math-verify, which the paper's evaluation tool uses.
+    """`is_correct` by the package math-verify, as in the paper's evaluation: looser than ours.
 
-    It is looser, and limits its time by a signal: for the main thread only.
+    It limits its time by a signal, so that it can be called in the main thread only.
     """
     try:
         from math_verify import parse, verify
@@ -37,24 +37,24 @@ def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
 
 
 def check_verifier(name: str) -> None:
-    """Raise InputError if it is not installed, before anything is computed."""
+    """Raise InputError, before anything is computed, if a verifier is not installed."""
     if name == "math_verify":
         is_correct_by_math_verify("1", "1")
 
 
-VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}  # of maths answers
+VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}
 
 
 @dataclass
 class Judged:
     """A sampled response with its reward."""
 
-    mode: int  # by the tag that opens it: THINK, NO_THINK or NEITHER of data/modes.py
+    mode: int  # THINK, NO_THINK or NEITHER, by the tag that opens the response
     reward: float | None  # Eq. 7: 0 unless well formed; by rule, 1 if right; None: not judged
-    length: int  # in generated tokens
-    finished: bool
-    well_formed: bool
-    leaked: bool  # a think tag inside a no-think response
+    length: int  # number of generated tokens
+    finished: bool  # ended with a stop token
+    well_formed: bool  # follows the grammar, and is finished
+    leaked: bool  # a no_think response with a think tag inside
     text: str
     definite: bool = True  # judged by rule; otherwise by the reward model
 
@@ -62,9 +62,9 @@ class Judged:
 def judge(
     query: Query, completion: Completion, tokenizer: Tokenizer, verifier: str = "rule"
 ) -> Judged:
-    """r(o) of Eq. 7 by rule; None where the query has no definite answer.
+    """Judge a response by rule (Eq. 7). The reward is None where there is no definite answer.
 
-    A response cut at the length limit is malformed: it has no end.
+    A response that was cut at the length limit has no end, and is malformed.
     """
     text = response_text(tokenizer, completion)
     response = parse_response(text)
@@ -92,22 +92,17 @@ def judge_all(
     reward_model: RewardModel | None = None,
     verifier: str = "rule",
 ) -> list[Judged]:
-    """r(o) of Eq. 7 for each response, in order: by rule where its query has a definite answer,
-    programs side by side; the others by `reward_model`, all at once.
+    """Judge responses, in order (Eq. 7): by rule where the query has a definite answer, several
+    programs at a time; else by the reward model, or not at all if there is none.
 
-    Only an answer is shown to the reward model, never reasoning or tags, so that it judges both
-    modes alike. A malformed or unfinished response gets 0 unseen. Without a reward model the
-    rewards of these queries are None.
+    The reward model sees only the answer, never reasoning or tags, so that it judges both modes
+    alike. A malformed or unfinished response gets 0 unseen.
     """
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
-        programs = {
-            i: pool.submit(judge, query, completion, tokenizer)
-            for i, (query, completion) in enumerate(cases)
-            if query.tests
-        }
+        programs = [pool.submit(judge, *c, tokenizer) if c[0].tests else None for c in cases]
         judged = [
-            programs[i].result() if i in programs else judge(*case, tokenizer, verifier)
-            for i, case in enumerate(cases)
+            program.result() if program else judge(*case, tokenizer, verifier)
+            for program, case in zip(programs, cases)
         ]
     if reward_model is None:
         return judged
@@ -126,15 +121,15 @@ def judge_all(
 class RewardModel:
     """The judge of answers to queries without a definite one (Eq. 7): a sequence classifier.
 
-    What it gives an answer is a logit, without bounds. The reward is its sigmoid, to lie in (0, 1)
-    between the rewards by rule, on whose scale δ (Eq. 9) and the margin of H_acc are.
+    It gives an answer a logit, without bounds. The reward is the logit's sigmoid, which lies in
+    (0, 1) like the rewards by rule: δ (Eq. 9) and the margin of H_acc are made for that scale.
 
-    It is whole on every process: each has answers of its own to judge, and the collectives of a
-    sharded model would leave a process that has fewer batches waiting. bf16 on a GPU, else fp32.
+    Every process holds it whole, since each has answers of its own to judge: in a sharded model, a
+    process with fewer batches would leave the others waiting. bf16 on a GPU, else fp32.
     """
 
     def __init__(self, folder: str | Path, batch_size: int, device: torch.device) -> None:
-        """Load a model folder; `batch_size` conversations are judged at a time."""
+        """Load a model folder. batch_size: how many conversations are judged at once."""
         config = Config.from_pretrained(folder)
         self.batch_size, self.device = batch_size, device
         self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
@@ -153,9 +148,8 @@ class RewardModel:
         """r(o) of Eq. 7 for each answer to its prompt: (R,) fp64 in (0, 1), on the CPU.
 
         The logit is read at the last token that the chat template writes, where such models are
-        trained to have it. Equal conversations are judged once: rounding differs with the batch,
-        and equal answers must stay equal in Eq. 9. A conversation longer than the model's positions
-        gets 0, with a warning.
+        trained to give it. Equal conversations are judged once, so that equal answers get equal
+        rewards (Eq. 9). One that is longer than the model's positions gets 0, with a warning.
         """
         rows = []
         for prompt, answer in zip(prompts, answers):
@@ -183,7 +177,7 @@ def load_reward_model(
 ) -> RewardModel | None:
     """The reward model in `folder`, or None if all `queries` have a definite answer.
 
-    Raises InputError where one is needed and there is no folder.
+    Raises InputError if one is needed and no folder is given.
     """
     indefinite = [query for query in queries if not query.definite]
     if not indefinite:

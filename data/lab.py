@@ -1,7 +1,5 @@
 """The lab: a generated world in which a model learns, in minutes on a laptop, when to think.
 
-    python -m data.lab --output_dir lab --seed 0
-
 Three domains. `maths`: chains such as `17+5-3=` in five levels, k operators at level k, a start of
 0 to 19, operands 0 to 9, no running value below 0. Spelling out the steps makes every level easy;
 answering at once is easy at level 1 and out of reach at level 5. `code`: the same depths as
@@ -16,15 +14,16 @@ appear in neither of the other sets. Everything follows from the seed.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from data.cli import write_json, write_rows
+from data.modes import TAGS
 
 LEVELS = range(1, 6)
 TEST_PER_LEVEL = {"maths": 60, "code": 20}
@@ -38,17 +37,11 @@ RL_SHARES = {"maths": 0.75, "general": 0.25}
 RL_LEVEL_WEIGHTS = [2, 1, 1, 1, 1]  # about as many queries that need no thought as that do
 
 MODEL = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 512,
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 128,
+    "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True,
     "initializer_range": 0.08,  # about 1/√hidden_size: a narrow model learns slowly from 0.02
-    "tie_word_embeddings": True,
-}
+}  # fmt: skip
 
 GREETINGS = ["hello", "hi", "hey", "good morning", "good evening", "good night", "welcome", "bye"]
 NAMES = ["ada", "alan", "grace", "edsger", "barbara", "donald", "john", "emmy", "kurt", "alonzo"]
@@ -58,13 +51,8 @@ FACTS = {
     "opposite": {"hot": "cold", "big": "small", "up": "down", "old": "new"},
     "sound": {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack"},
 }
-PHRASES = [
-    "{} of {}",
-    "the {} of {}",
-    "what is the {} of {}",
-    "tell me the {} of {}",
-    "{} of {} now",
-]
+PHRASES = ["{} of {}", "the {} of {}", "what is the {} of {}", "tell me the {} of {}"]
+PHRASES += ["{} of {} now"]
 
 Problem = tuple[str, str, str]  # question, thinking, answer
 
@@ -143,10 +131,8 @@ def query(domain: str, level: int | None, question: str, answer: str) -> dict[st
 def fresh(
     shares: dict[str, float], weights: list[int] | None, test: set[str], rng: random.Random
 ) -> Iterator[tuple[str, int | None, Problem]]:
-    """Endless (domain, level, problem), none of the `test` questions.
-
-    Domains come by `shares`, levels by `weights`, or equally often.
-    """
+    """(domain, level, problem) without end, and without the `test` questions; domains come by
+    `shares`, levels by `weights`, or equally often."""
     while True:
         domain = rng.choices(list(shares), list(shares.values()))[0]
         level = None if domain == "general" else rng.choices(LEVELS, weights)[0]
@@ -167,37 +153,33 @@ def build_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|[a-z]+|\s|."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    tags = ["<think>", "</think>", "<no_think>", "</no_think>"]
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return tokenizer
 
 
 def write(base: Path, data: Path, seed: int) -> None:
-    """Write the model folder `base` (all but the weights) and hft, rl and test rows in `data`."""
+    """Write the model folder `base`, all but its weights, and the three sets in `data`."""
     for folder in (base, data):
         folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save(str(base / "tokenizer.json"))
     stop = tokenizer.token_to_id("<|im_end|>")
     size = tokenizer.get_vocab_size(with_added_tokens=True)
-    dump(base / "config.json", {**MODEL, "vocab_size": size, "eos_token_id": stop})
-    dump(base / "generation_config.json", {"eos_token_id": [stop]})
-    dump(
-        base / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"},
-    )
+    write_json(base / "config.json", {**MODEL, "vocab_size": size, "eos_token_id": stop})
+    write_json(base / "generation_config.json", {"eos_token_id": [stop]})
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    write_json(base / "tokenizer_config.json", settings)
 
     test = test_rows(random.Random(f"{seed}/test"))
     asked = {row["prompt"] for row in test}
     rng, history_rng = random.Random(f"{seed}/hft"), random.Random(f"{seed}/history")
     hft: list[dict[str, object]] = []
     exchanges: list[list[dict[str, str]]] = []  # every question with its answer
-    for domain, level, (question, thinking, answer) in fresh(DOMAIN_SHARES, None, asked, rng):
+    problems = itertools.islice(fresh(DOMAIN_SHARES, None, asked, rng), NUM_HFT)
+    for domain, level, (question, thinking, answer) in problems:
         row: dict[str, object] = {**query(domain, level, question, answer)}
-        if rng.random() < THINK_SHARES[domain]:
-            row |= {"mode": "think", "thinking": thinking}
-        else:
-            row |= {"mode": "no_think"}
+        thinks = rng.random() < THINK_SHARES[domain]
+        row |= {"mode": "think", "thinking": thinking} if thinks else {"mode": "no_think"}
         texts = {"user": question, "assistant": answer}
         exchange = [{"role": role, "content": text} for role, text in texts.items()]
         if exchanges and history_rng.random() < CONVERSATION_SHARE:
@@ -205,30 +187,10 @@ def write(base: Path, data: Path, seed: int) -> None:
             row["prompt"] = [*itertools.chain(*earlier), exchange[0]]
         exchanges.append(exchange)
         hft.append(row)
-        if len(hft) == NUM_HFT:
-            break
-    rl = []
-    rng = random.Random(f"{seed}/rl")
-    for domain, level, (question, _, answer) in fresh(RL_SHARES, RL_LEVEL_WEIGHTS, asked, rng):
-        rl.append(query(domain, level, question, answer))
-        if len(rl) == NUM_RL:
-            break
-    for name, rows in (("hft", hft), ("rl", rl), ("test", test)):
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (data / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    dump(data / "seed.json", seed)
-
-
-def dump(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the lab's rows and its model's config.")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    try:
-        write(arguments.output_dir / "base", arguments.output_dir / "data", arguments.seed)
-    except OSError as error:
-        parser.error(str(error))
+    rl_rng = random.Random(f"{seed}/rl")
+    problems = itertools.islice(fresh(RL_SHARES, RL_LEVEL_WEIGHTS, asked, rl_rng), NUM_RL)
+    rl = [query(domain, level, q, a) for domain, level, (q, _, a) in problems]
+    write_rows(data / "hft.jsonl", hft)
+    write_rows(data / "rl.jsonl", rl)
+    write_rows(data / "test.jsonl", test)
+    write_json(data / "seed.json", seed)

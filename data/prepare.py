@@ -1,14 +1,8 @@
 """Build the HFT and the RL set from public sources, as the paper does (§2.2, App. C).
 
-    python -m data.prepare hft --sources openr1_math:openr1/*.parquet,wildchat:wildchat/*.parquet \
-        --evaluation math500.jsonl,aime24.jsonl --output_dir prepared \
-        --tokenizer_name_or_path Qwen2.5-Math-1.5B
-    python -m data.prepare rl --sources deepscaler:deepscaler.jsonl,tulu_3:tulu/*.parquet \
-        --evaluation math500.jsonl,aime24.jsonl --output_dir prepared
-
 Examples pass through the steps below one by one, in a stream, and every step counts what it keeps
 and why it drops the rest. What has to be remembered (which queries were seen) is on disk, so that
-1.7 million examples need no more memory than ten thousand.
+1.7 million examples need no more memory than ten thousand. data/README.md shows the commands.
 """
 
 import contextlib
@@ -21,16 +15,16 @@ import random
 import re
 import shutil
 import sqlite3
-import sys
 import tempfile
 import time
 import unicodedata
 import zlib
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -39,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import classify
-from data.cli import InputError, parse_settings, run_command, setting, write_json, write_row
+from data.cli import InputError, run_command, run_subcommand, setting, write_json, write_row
 from data.modes import MODES, TAGS, format_response, parse_response
 from data.rows import as_messages, encode_row, read_rows, row_prompt, split_paths, token_writer
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
@@ -48,13 +42,13 @@ from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
 
 CJK = "぀-ヿ㐀-鿿"
-MIN_RUN = 3  # words; a shorter evaluation question is looked for as a whole prompt only
-CHUNK = 512  # examples that the classifier sees at once
-HASHES = 64  # of a MinHash signature: its estimate of a similarity of 0.9 is good to 0.04
-BANDS = 16  # of 4 hashes each; 0.9 alike share one with a probability of 1 - 5e-8
-SHINGLE = 3  # words
-EDGES = [0, *(2**n for n in range(6, 16))]  # of the histogram, in tokens
-CONTROL = re.compile(r"<[|｜][\w▁]{1,40}[|｜]>")  # <|im_end|>: would be more than text
+MIN_RUN = 3  # an evaluation question of fewer words is looked for as a whole prompt only
+CHUNK = 512  # number of examples that the classifier sees at once
+HASHES = 64  # in a MinHash signature: a similarity of 0.9 is estimated to within 0.04
+BANDS = 16  # of 4 hashes each: queries that are 0.9 alike share one, but for a chance of 5e-8
+SHINGLE = 3  # words in a shingle
+EDGES = [0, *(2**n for n in range(6, 16))]  # of the histogram of lengths, in tokens
+CONTROL = re.compile(r"<[|｜][\w▁]{1,40}[|｜]>")  # a control token, such as <|im_end|>
 
 
 @dataclass
@@ -65,25 +59,19 @@ class PrepareSettings:
         None, "recipe:file, with commas between them; * in a file's name stands for anything; "
         "recipe/domain:file says the domain. Recipes: " + ", ".join(RECIPES),
     )  # fmt: skip
-    evaluation: str | None = setting(None, "sets whose questions are kept out, with commas")
-    output_dir: str = setting("prepared", "where the rows and the report go")
-    classifier_name_or_path: str | None = setting(None, "of queries; none: a few rules")
-    complexity: float = setting(
-        classify.THRESHOLD, "a query that is complex with this probability needs a trace; 2: none"
-    )
+    evaluation: str | None = setting(None, "files of the questions to keep out, with commas")
+    output_dir: str = setting("prepared", "folder for the rows and the report")
+    classifier_name_or_path: str | None = setting(None, "classifier of queries; none: a few rules")
+    complexity: float = setting(classify.THRESHOLD, "a more complex query needs a trace; 2: none")
     keep_unverified: bool = setting(False, "keep traces that nothing can verify")
-    near_duplicate: float = setting(
-        0.9, "similar queries (Jaccard's index); 1: equal ones", None, 0.7, 1
-    )
-    contamination_ngram: int = setting(
-        8, "shared words in a row that give a question away", minimum=1
-    )
+    near_duplicate: float = setting(0.9, "similarity of repeated queries; 1: equal", None, 0.7, 1)
+    contamination_ngram: int = setting(8, "shared words in a row that give a question away")
     mix: str | None = setting(
         None, "at most so many rows of a domain, a mode or both, chosen at random; the first that "
         "fits a row counts: general=674908,maths/think=631325,no_think=50000",
     )  # fmt: skip
-    tokenizer_name_or_path: str | None = setting(None, "checkpoint to tokenize for (hft)")
-    seed: int = setting(0, "of the choice of rows")
+    tokenizer_name_or_path: str | None = setting(None, "checkpoint to tokenize HFT rows for")
+    seed: int = setting(0, "seed of the choice of rows")
 
 
 # --------------------------------------------------------------------------------------- the report
@@ -101,10 +89,6 @@ class Report:
     def add(self, step: str, source: str, outcome: str) -> None:
         self.steps.setdefault(step, defaultdict(Counter))[source][outcome] += 1
 
-    def keep(self, step: str, example: Example) -> Example:
-        self.add(step, example.source, "kept")
-        return example
-
     def describe(self, row: dict[str, Any], ids: tuple[list[int], list[int]] | None) -> None:
         """Count a row of the finished set."""
         mode = row.get("mode", "query")
@@ -117,14 +101,6 @@ class Report:
 
     def totals(self, step: str) -> Counter[str]:
         return sum(self.steps.get(step, {}).values(), Counter())
-
-    def values(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "rows": self.rows,
-            "tokens": self.tokens,
-            "lengths": self.lengths,
-        }
 
     def text(self) -> str:
         lines = [f"{'step':14}{'kept':>9}{'dropped':>9}  why"]
@@ -163,29 +139,36 @@ def parse(sources: list[tuple[str, str, Path]], report: Report) -> Iterator[Exam
                 report.add("parse", name, "not of the shape that its recipe knows")
                 continue
             example.source, example.domain = name, domain or example.domain
-            yield report.keep("parse", example)
+            report.add("parse", name, "kept")
+            yield example
 
 
-def verified(stream: Iterable[Example], keep_unverified: bool, report: Report) -> Iterator[Example]:
-    """Examples without a trace, and those whose answer is right: by tests, by the final answer, or
-    by the publisher's verdict where the row has neither."""
+def sieve(
+    step: str, stream: Iterable[Example], reason: Callable[[Example], str], report: Report
+) -> Iterator[Example]:
+    """The examples that there is no `reason` to drop; all are counted."""
     for example in stream:
-        verdict = example.verified
-        if not example.answer:
-            reason = "no answer"
-        elif not example.thinking:
-            reason = ""
-        else:
-            if example.tests:
-                verdict, _ = run_tests(extract_code(example.answer), example.tests)
-            elif example.gold and not example.stated:
-                verdict = any(is_correct(example.answer, gold) for gold in example.gold)
-            unknown = "" if keep_unverified else "nothing to verify it by"
-            reason = unknown if verdict is None else "" if verdict else "wrong answer"
-        if reason:
-            report.add("verify", example.source, reason)
-        else:
-            yield report.keep("verify", example)
+        why = reason(example)
+        report.add(step, example.source, why or "kept")
+        if not why:
+            yield example
+
+
+def unverified(example: Example, keep_unverified: bool) -> str:
+    """Why a trace is not known to be right, or "". Its answer is checked by tests, by the final
+    answer, or, if there is neither, by the publisher's verdict."""
+    if not example.answer:
+        return "no answer"
+    if not example.thinking:
+        return ""
+    verdict = example.verified
+    if example.tests:
+        verdict, _ = run_tests(extract_code(example.answer), example.tests)
+    elif example.gold and not example.stated:
+        verdict = any(is_correct(example.answer, gold) for gold in example.gold)
+    if verdict is None:
+        return "" if keep_unverified else "nothing to verify it by"
+    return "" if verdict else "wrong answer"
 
 
 def simple_or_thought(
@@ -194,81 +177,71 @@ def simple_or_thought(
     """Examples with a trace, and those without whose query is simple."""
     stream = iter(stream)
     while chunk := list(itertools.islice(stream, CHUNK)):
-        untraced = [example for example in chunk if not example.thinking]
-        complexity = iter(
-            classifier.predict([question_text(example.prompt) for example in untraced])
-        )
+        untraced = [question_text(example.prompt) for example in chunk if not example.thinking]
+        complexity = iter(classifier.predict(untraced))
         for example in chunk:
             if not example.thinking and next(complexity) >= threshold:
                 report.add("classify", example.source, "complex, without a trace")
             else:
-                yield report.keep("classify", example)
+                report.add("classify", example.source, "kept")
+                yield example
 
 
-def wrapped(stream: Iterable[Example], kind: str, report: Report) -> Iterator[Example]:
-    """Examples without tags and control tokens in the prompt and, for HFT, whose response is well
-    formed once it has its tags."""
-    for example in stream:
-        text = "".join(message["content"] for message in example.prompt)
-        response = completion(example) if kind == "hft" else ""
-        if kind == "hft" and not parse_response(response).well_formed:
-            report.add("wrap", example.source, "a tag inside the response")
-        elif any(tag in text for tag in TAGS):
-            report.add("wrap", example.source, "a tag inside the prompt")
-        elif CONTROL.search(text + response):
-            report.add("wrap", example.source, "a control token")
-        else:
-            yield report.keep("wrap", example)
+def unwrappable(example: Example, kind: str) -> str:
+    """Why an example cannot be wrapped in its tags, or "": it has some already, or control tokens,
+    or, for HFT, its response would be malformed."""
+    text = "".join(message["content"] for message in example.prompt)
+    response = completion(example) if kind == "hft" else ""
+    if kind == "hft" and not parse_response(response).well_formed:
+        return "a tag inside the response"
+    if any(tag in text for tag in TAGS):
+        return "a tag inside the prompt"
+    return "a control token" if CONTROL.search(text + response) else ""
 
 
-def unique(
-    stream: Iterable[Example], seen: sqlite3.Connection, similarity: float, report: Report
-) -> Iterator[Example]:
-    """The first of equal queries, and of queries that are nearly the same (MinHash).
+def repetition(seen: sqlite3.Connection, similarity: float) -> Callable[[Example], str]:
+    """A function that says how a query repeats an earlier one, or "" (by MinHash).
 
-    Two queries are compared if they agree in one of 16 bands of their signatures, with the first
-    query that had this band. They are nearly the same if their words are, while their numbers,
-    signs, names of one or two letters and final answers are equal: Find x and Find y are not.
+    A query is compared with the first that has one of the 16 bands of its signature, too. The two
+    are nearly the same if their words are, while their numbers, signs, names of one or two letters
+    and final answers are equal: Find x and Find y are not.
     """
     seen.execute("CREATE TABLE exact (key INTEGER PRIMARY KEY)")
     seen.execute("CREATE TABLE signatures (id INTEGER PRIMARY KEY, sums INTEGER, signature BLOB)")
     seen.execute("CREATE TABLE bands (key INTEGER PRIMARY KEY, id INTEGER)")
     random_bits = np.random.default_rng(0).integers(0, 2**64, (2, HASHES, 1), dtype=np.uint64)
-    for number, example in enumerate(stream):
+
+    def reason(example: Example) -> str:
         # All of a conversation: the same last question may ask for something else.
         said = [(message["role"], message["content"]) for message in example.prompt]
         words = [word for role, text in said for word in (role, *words_and_signs(text))]
-        if not seen.execute(
-            "INSERT OR IGNORE INTO exact VALUES (?)", (hash_of(" ".join(words).encode()),)
-        ).rowcount:
-            report.add("deduplicate", example.source, "the same query")
-            continue
-        if similarity < 1:
-            signature = minhash(words, random_bits)
-            telling = [w for w in words if not w.isalpha() or len(w) < 3] + example.gold
-            sums = hash_of(" ".join(telling).encode())
-            bands = [
-                hash_of(bytes([i]) + band.tobytes())
-                for i, band in enumerate(np.split(signature, BANDS))
-            ]
-            found = seen.execute(
-                "SELECT DISTINCT signature FROM bands JOIN signatures USING (id) "
-                f"WHERE sums = ? AND key IN ({','.join('?' * BANDS)})", [sums, *bands],
-            )  # fmt: skip
-            others = [np.frombuffer(other, np.uint32) for (other,) in found]
-            if any((signature == other).mean() >= similarity for other in others):
-                report.add("deduplicate", example.source, "nearly the same query")
-                continue
-            row = (number, sums, signature.tobytes())
-            seen.execute("INSERT INTO signatures VALUES (?, ?, ?)", row)
-            seen.executemany(
-                "INSERT OR IGNORE INTO bands VALUES (?, ?)", [(b, number) for b in bands]
-            )
-        yield report.keep("deduplicate", example)
+        key = hash_of(" ".join(words).encode())
+        if not seen.execute("INSERT OR IGNORE INTO exact VALUES (?)", (key,)).rowcount:
+            return "the same query"
+        if similarity == 1:
+            return ""
+        signature = minhash(words, random_bits)
+        telling = [w for w in words if not w.isalpha() or len(w) < 3] + example.gold
+        sums = hash_of(" ".join(telling).encode())
+        parts = [band.tobytes() for band in np.split(signature, BANDS)]
+        bands = [hash_of(bytes([i]) + part) for i, part in enumerate(parts)]
+        found = seen.execute(
+            "SELECT DISTINCT signature FROM bands JOIN signatures USING (id) "
+            f"WHERE sums = ? AND key IN ({','.join('?' * BANDS)})", [sums, *bands],
+        )  # fmt: skip
+        others = [np.frombuffer(other, np.uint32) for (other,) in found]
+        if any((signature == other).mean() >= similarity for other in others):
+            return "nearly the same query"
+        row = (None, sums, signature.tobytes())
+        number = seen.execute("INSERT INTO signatures VALUES (?, ?, ?)", row).lastrowid
+        seen.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(b, number) for b in bands])
+        return ""
+
+    return reason
 
 
 def minhash(words: list[str], random_bits: np.ndarray) -> np.ndarray:
-    """(HASHES,) uint32: the least of each hash function over the query's shingles. The share of
+    """(HASHES,) uint32: each hash function's least value over the query's shingles. The share of
     equal entries of two signatures estimates the Jaccard index of their sets of shingles."""
     count = max(1, len(words) - SHINGLE + 1)
     shingles = {" ".join(words[i : i + SHINGLE]) for i in range(count)}
@@ -282,11 +255,10 @@ def minhash(words: list[str], random_bits: np.ndarray) -> np.ndarray:
 
 
 class Evaluation:
-    """The questions of the evaluation sets: as whole texts, as n-grams of words, and, of those
-    shorter than that, as all of their words in a row.
+    """The questions of the evaluation sets: as whole texts, as n-grams of words, and, if they are
+    shorter, as all of their words in a row.
 
-    What a tenth of a file's questions (and more than five) have in common is an instruction or a
-    phrase, and gives none of them away.
+    What a tenth of a file's questions (and more than five) share gives none of them away.
     """
 
     def __init__(self, paths: list[str], ngram: int) -> None:
@@ -322,6 +294,10 @@ class Evaluation:
                 return f"{length} words in a row of an evaluation question"
         return ""
 
+    def given_away(self, example: Example) -> str:
+        """Why this example gives one of the questions away, or ""."""
+        return self.contains(prompt_text(example.prompt))
+
 
 def squeezed(words: list[str]) -> str:
     """All words without spaces, but between numbers."""
@@ -331,18 +307,6 @@ def squeezed(words: list[str]) -> str:
 def runs(words: list[str], length: int) -> Iterator[str]:
     """Every `length` words in a row."""
     return (" ".join(words[i : i + length]) for i in range(len(words) - length + 1))
-
-
-def decontaminated(
-    stream: Iterable[Example], evaluation: Evaluation, report: Report
-) -> Iterator[Example]:
-    """Examples that share no question with the evaluation sets."""
-    for example in stream:
-        reason = evaluation.contains(prompt_text(example.prompt))
-        if reason:
-            report.add("decontaminate", example.source, reason)
-        else:
-            yield report.keep("decontaminate", example)
 
 
 # -------------------------------------------------------------------------------------------- texts
@@ -362,8 +326,8 @@ LATEX = re.compile(r"\\(?:left|right|text|mathrm|mbox|displaystyle)(?![A-Za-z])"
 
 
 def plain(text: str) -> str:
-    """Without case, invisible characters, and other ways to write the same in Unicode or LaTeX;
-    10² as 10^2."""
+    """A text without case and invisible characters, and with one way to write what Unicode and
+    LaTeX write in several: 10² becomes 10^2."""
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", LATEX.sub(" ", text))
     if not text.isascii():
         raised = (f"^{c}" if unicodedata.decomposition(c)[:7] == "<super>" else c for c in text)
@@ -372,8 +336,8 @@ def plain(text: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Words and numbers, `2x` being `2 x`, and every Chinese or Japanese character. Signs, which
-    are easily changed, do not hide an evaluation question."""
+    """The words, numbers, and Chinese or Japanese characters of a text, `2x` being `2 x`. Signs are
+    left out: they are easily changed, and must not hide an evaluation question."""
     text = re.sub(r"(?<=\d),(?=\d\d\d)", "", plain(text))
     return re.findall(rf"[{CJK}]|[^\W\d_{CJK}]+|\d+", text)
 
@@ -387,8 +351,8 @@ ENDS = re.compile(
 
 
 def words_and_signs(text: str) -> list[str]:
-    """Likewise, with the signs that may change what is asked, as in 2+3 and 2·3, f'(2) and f(2), 5!
-    and 5; but not ENDS."""
+    """The words of a text with the signs that may change what is asked, as in 2+3 and 2·3, f'(2)
+    and f(2), 5! and 5; but without ENDS."""
     return re.findall(rf"[{CJK}]|[^\W\d_{CJK}]+|\d+|[^\w\s]|_", plain(ENDS.sub(" ", text)))
 
 
@@ -478,10 +442,9 @@ def parse_sources(sources: str | None) -> list[tuple[str, str, Path]]:
         recipe, _, pattern = part.partition(":")
         recipe, _, domain = recipe.partition("/")
         if recipe not in RECIPES or (domain and domain not in DOMAINS):
-            raise InputError(
-                f"--sources {part}: expected recipe:file or recipe/domain:file, with a recipe of "
-                f"{', '.join(RECIPES)} and a domain of {', '.join(DOMAINS)}"
-            )
+            forms, recipes = "expected recipe:file or recipe/domain:file", ", ".join(RECIPES)
+            known = f"with a recipe of {recipes} and a domain of {', '.join(DOMAINS)}"
+            raise InputError(f"--sources {part}: {forms}, {known}")
         found = [pattern] if Path(pattern).is_file() else sorted(glob(pattern))
         if not found:
             raise InputError(f"--sources {part}: no such file")
@@ -499,9 +462,8 @@ def parse_mix(mix: str | None, kind: str) -> dict[str, int]:
     for part in mix.split(",") if mix else []:
         name, _, number = part.partition("=")
         if name not in groups or name in sizes or not number.isdecimal():
-            raise InputError(
-                f"--mix {part}: expected a number for one of {', '.join(groups)}, each at most once"
-            )
+            known = ", ".join(groups)
+            raise InputError(f"--mix {part}: expected a number for one of {known}, each only once")
         sizes[name] = int(number)
     return sizes
 
@@ -551,11 +513,13 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
                 seen.execute(statement)  # it need not outlive a crash
             stream = parse(sources, report)
             if kind == "hft":
-                stream = verified(stream, settings.keep_unverified, report)
+                unsure = partial(unverified, keep_unverified=settings.keep_unverified)
+                stream = sieve("verify", stream, unsure, report)
                 stream = simple_or_thought(stream, classifier, settings.complexity, report)
-            stream = wrapped(stream, kind, report)
-            stream = unique(stream, seen, settings.near_duplicate, report)
-            stream = decontaminated(stream, evaluation, report)
+            stream = sieve("wrap", stream, partial(unwrappable, kind=kind), report)
+            repeats = repetition(seen, settings.near_duplicate)
+            stream = sieve("deduplicate", stream, repeats, report)
+            stream = sieve("decontaminate", stream, evaluation.given_away, report)
             with open(place / "clean", "w", encoding="utf-8") as file:
                 for example in stream:
                     write_row(row_of(example, kind), file)
@@ -563,7 +527,7 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
         write_set(rows, place, kind, tokenizer, report)
         if not report.rows:
             raise InputError(f"no row is left:\n{report.text()}")
-        write_json(place / f"{kind}_report.json", report.values())
+        write_json(place / f"{kind}_report.json", vars(report))
         for path in results.values():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -572,14 +536,8 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
     return report
 
 
-def main() -> None:
-    kind, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    if kind in ("-h", "--help"):
-        print("python -m data.prepare hft --help\npython -m data.prepare rl --help")
-        return
-    if kind not in ("hft", "rl"):
-        raise InputError(f"unknown command {kind!r}: python -m data.prepare hft or rl")
-    settings = parse_settings(PrepareSettings, f"python -m data.prepare {kind}", arguments)
+def run(kind: str, settings: PrepareSettings) -> None:
+    """The commands `hft` and `rl`."""
     began = time.perf_counter()
     report = prepare(kind, settings)
     seconds = time.perf_counter() - began
@@ -588,6 +546,11 @@ def main() -> None:
     print(f"{read} rows read in {seconds:.1f} s: {read / seconds:.0f} rows a second")
     if not settings.evaluation:
         print("no --evaluation: no evaluation question was kept out")
+
+
+def main() -> None:
+    commands = {kind: (PrepareSettings, partial(run, kind)) for kind in ("hft", "rl")}
+    run_subcommand("python -m data.prepare", commands)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What an evaluation shows and writes once responses are judged: tables, bars, intervals, exports,
-and the finished part of long work, so that it can go on where it was stopped."""
+"""What is shown and written once responses are judged: tables, bars, intervals, the log of a step,
+exports, and the finished part of long work."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ class Record:
         return all(j.reward is not None for judged in self.responses.values() for j in judged)
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Record:
+    def from_row(cls, query: dict[str, Any], responses: dict[str, list[Any]]) -> Record:
         """Read back what `dataclasses.asdict` made of a record."""
-        setups = row["responses"].items()
-        responses = {setup: [Judged(**j) for j in judged] for setup, judged in setups}
-        return cls(Query(**row["query"]), responses)
+        judged = {setup: [Judged(**j) for j in row] for setup, row in responses.items()}
+        return cls(Query(**query), judged)
 
 
 # ------------------------------------------------------------------------- what an evaluation shows
@@ -60,34 +59,27 @@ def bootstrap(values: Tensor) -> list[float]:
 
 
 def results_table(rows: dict[str, dict[str, Any]]) -> str:
-    """One line of figures per name: pass@1 with half of its 95% interval, think ratio, mean tokens
-    of all responses and of those in each mode, H_acc, and the shares that reached the length limit
-    and that were malformed."""
-    columns = {
-        "pass@1": 14, "think": 8, "tokens": 9, "if think": 10, "if no_think": 13, "H_acc": 8,
-        "cut": 7, "malformed": 11,
+    """A table of figures, one line for each name; README.md explains the columns."""
+    columns = {  # title: figure, width
+        "pass@1": ("pass@1", 14), "think": ("think_ratio", 8), "tokens": ("mean_tokens", 9),
+        "if think": ("think_tokens", 10), "if no_think": ("no_think_tokens", 13),
+        "H_acc": ("hybrid_accuracy", 8), "cut": ("clipped_ratio", 7),
+        "malformed": ("malformed_ratio", 11),
     }  # fmt: skip
+
+    def shown(value: float | None, digits: int) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
     margin = max(20, *map(len, rows)) + 1
-    lines = [" " * margin + "".join(f"{name:>{width}}" for name, width in columns.items())]
+    lines = [" " * margin + "".join(f"{title:>{width}}" for title, (_, width) in columns.items())]
     for name, f in rows.items():
-        accuracy = shown(f["pass@1"], 3)
-        if f["pass@1_interval"]:
-            low, high = f["pass@1_interval"]
-            accuracy += f" ±{(high - low) / 2:.3f}"
-        cells = [
-            accuracy,
-            shown(f["think_ratio"], 3),
-            *(shown(f[key], 1) for key in ("mean_tokens", "think_tokens", "no_think_tokens")),
-            *(shown(f[key], 3) for key in ("hybrid_accuracy", "clipped_ratio", "malformed_ratio")),
-        ]
-        widths = columns.values()
-        lines.append(f"{name:{margin}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths)))
+        low, high = f["pass@1_interval"] or (0, 0)
+        half = f" ±{(high - low) / 2:.3f}" if f["pass@1_interval"] else ""
+        texts = {k: shown(f[k], 1 if k.endswith("tokens") else 3) for k, _ in columns.values()}
+        texts["pass@1"] += half
+        cells = "".join(f"{texts[key]:>{width}}" for key, width in columns.values())
+        lines.append(f"{name:{margin}}{cells}")
     return "\n".join(lines)
-
-
-def shown(value: float | None, digits: int) -> str:
-    """A figure as the table shows it."""
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def level_bars(name: str, result: dict[str, Any], setup: str = "auto") -> str:
@@ -100,8 +92,7 @@ def level_bars(name: str, result: dict[str, Any], setup: str = "auto") -> str:
 
 
 def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
-    """Print the table of an evaluation, by domain if there are several, and the bars of the last
-    setup."""
+    """Print the table of an evaluation, also by domain, and the bars of the last setup."""
     rows = {setup: result[setup] for setup in setups}
     if len(result["by_domain"]) > 1:
         by_domain = result["by_domain"].items()
@@ -114,7 +105,8 @@ def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
 
 
 def show_outcome(outcome: dict[str, Any], method: str, records: Sequence[Record]) -> None:
-    """The table, the bars, and responses from both ends of the levels and from off the domain."""
+    """Print table and bars before and after training, and three responses: to the easiest and the
+    hardest query of the headline domain, and to one of another domain."""
     hft, final, name = outcome["hft"], outcome[method], method.upper()
     rows = {
         "HFT forced think": hft["think"],
@@ -141,6 +133,17 @@ def show_outcome(outcome: dict[str, Any], method: str, records: Sequence[Record]
 TOTALS = ("loss", "tokens", "entropy", "kl", "sampler_kl", "clipped_low", "clipped_high")
 
 
+def step_times(began: float, sampled: float, num_tokens: int) -> dict[str, float]:
+    """Seconds of a step that ends now: in all, of sampling and judging, and of the update."""
+    seconds = time.perf_counter() - began
+    return {
+        "step_time": seconds,
+        "tokens_per_second": num_tokens / seconds,
+        "timing/rollout": sampled - began,
+        "timing/update": began + seconds - sampled,
+    }
+
+
 def step_metrics(
     groups: Sequence[tuple[Sequence[Judged], Sequence[float]]],
     totals: Sequence[float],
@@ -148,8 +151,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """The logged figures of a step, over all ranks; no accuracies if no query has an answer.
 
-    groups: for each query its N judged responses, think first, and the log-probs of their mode
-    tags.
+    groups: for each query its N judged responses, think first, and the log-probs of their tags.
     """
 
     def grid(value: Callable[[Judged], float | None]) -> Tensor:
@@ -234,16 +236,14 @@ def model_files(folders: Iterable[str | None]) -> list[list[Any]]:
 
 
 class Unfinished(Generic[T]):
-    """The finished part of long work: rows by their number, on the disk as soon as they are there.
+    """The finished rows of long work, by number, on the disk as soon as they are there.
 
-    Every process appends to a file of its own, {name}-{rank}.jsonl, and reads those of all, so that
-    the work may go on with another number of processes. `parse` reads a row. Nobody may add before
-    everybody has read.
+    Every process appends to its own file, {name}-{rank}.jsonl, and reads those of all: another
+    number of processes may go on. No process may add a row before all have read. parse: makes the
+    value of a row from its fields.
     """
 
-    def __init__(
-        self, folder: Path, name: str, rank: int, parse: Callable[[dict[str, Any]], T]
-    ) -> None:
+    def __init__(self, folder: Path, name: str, rank: int, parse: Callable[..., T]) -> None:
         self.files = sorted(folder.glob(f"{name}-*.jsonl"))
         self.path = folder / f"{name}-{rank}.jsonl"
         self.rows: dict[int, T] = {}
@@ -252,7 +252,8 @@ class Unfinished(Generic[T]):
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
-                    self.rows[row["index"]] = parse(row)
+                    index = row.pop("index")
+                    self.rows[index] = parse(**row)
                 except (ValueError, KeyError, TypeError, AttributeError):
                     raise InputError(f"{path}:{number}: damaged; delete this line") from None
         if self.path in self.files:

@@ -34,9 +34,9 @@ class Query:
     answers: list[str]  # any of them is right
     level: str
     domain: str
-    tests: str = ""  # that a program must pass, if the answer is one
-    id: str = ""  # as the row has it
-    dataset: str = ""  # the part of its set that the row is from, if it names one
+    tests: str = ""  # what a program must pass, if the answer is one
+    id: str = ""  # the name that the row gives it
+    dataset: str = ""  # the part of its set that the row names
 
     @property
     def definite(self) -> bool:
@@ -84,10 +84,9 @@ def as_messages(given: Any, where: str, role: str = "user") -> Messages:
 
 
 def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:
-    """(«file:line», prompt messages, response) for each row, the response checked by the grammar.
+    """(«file:line», prompt, response) of each row, whose response the grammar has accepted.
 
-    A row has `messages`, or `prompt` and `completion`, or `prompt`, `answer` and, if it thinks,
-    `thinking`.
+    A row has `messages`; or `prompt` and `completion`; or `prompt`, `answer` and maybe `thinking`.
     """
     for where, row in read_rows(path):
         if "messages" in row:
@@ -117,7 +116,7 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:
 
 
 def split_paths(paths: str | Path) -> list[str]:
-    """Files with commas between their names."""
+    """The names of files that are given with commas between."""
     names = str(paths).split(",")
     if not all(names):
         raise InputError(f"{paths}: a file's name is empty")
@@ -128,7 +127,7 @@ PROMPTS = ("prompt", "problem", "question", "instruction", "text")
 
 
 def prompt_of(row: dict[str, Any]) -> Any:
-    """The prompt of a query, whatever its set calls it; Alpaca's `input` belongs to it."""
+    """The prompt of a row, whatever its set calls it; Alpaca's `input` belongs to it."""
     name = next((name for name in PROMPTS if row.get(name) and str(row[name]).strip()), "prompt")
     prompt, extra = row.get(name), row.get("input")
     if name == "instruction" and isinstance(extra, str) and extra.strip():
@@ -137,25 +136,24 @@ def prompt_of(row: dict[str, Any]) -> Any:
 
 
 def row_prompt(row: dict[str, Any], where: str) -> Messages:
-    """The messages of a query."""
+    """The prompt of a row, as messages."""
     return as_messages(prompt_of(row), where)
 
 
 def final_answer(text: str) -> str:
-    """Of GSM8K's answers, whose last line is `#### 42`, the 42; of others, all."""
+    """The 42 of a GSM8K answer, whose last line is `#### 42`; any other answer as it is."""
     last = text.rpartition("\n#### ")[2]
     return text if "\n" in last else last
 
 
 def read_queries(path: str | Path) -> list[Query]:
-    """The queries for RL or evaluation of a file, or of several with commas between their names.
+    """Read queries for RL or evaluation from a file, or from several with commas between.
 
-    A row has `prompt` and `answer`, a string or a list; or `prompt` and `tests`, Python code or a
-    list of its parts, for a program; or only `prompt`, which has no definite answer and is for a
-    reward model to judge. Also read are the names that published sets have: PROMPTS for `prompt`;
-    `solution` or `reward_model.ground_truth` for `answer`, and GSM8K's, which follows ####;
-    `test`, `test_list`, `entry_point`, `test_imports` and `test_setup_code` of HumanEval and MBPP;
-    `task_id` and `uid` for `id`. A row that names no domain or source has its file's.
+    A row has `prompt` and `answer`, a text or a list; or `prompt` and `tests`, Python code or a
+    list of its parts; or only `prompt`, for a reward model to judge. Published sets' own names are
+    read as well: PROMPTS for `prompt`; `solution` or `reward_model.ground_truth` for `answer`, and
+    GSM8K's, which follows ####; the tests of HumanEval and MBPP; `task_id` and `uid` for `id`. The
+    domain is the row's, or its source's, or its file's.
     """
     queries = []
     for where, row in itertools.chain.from_iterable(map(read_rows, split_paths(path))):
@@ -176,21 +174,10 @@ def read_queries(path: str | Path) -> list[Query]:
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
         file = Path(where.rpartition(":")[0]).name
-        number = next(
-            (row[name] for name in ("id", "task_id", "uid") if row.get(name) is not None),
-            None,
-        )
-        queries.append(
-            Query(
-                prompt,
-                answers,
-                level,
-                domain or source or file.partition(".")[0] or file,
-                tests,
-                id="" if number is None else str(number),
-                dataset=str(row.get("dataset") or ""),
-            )
-        )
+        domain = domain or source or file.partition(".")[0] or file
+        ids = [str(row[k]) for k in ("id", "task_id", "uid") if row.get(k) is not None]
+        part = str(row.get("dataset") or "")
+        queries.append(Query(prompt, answers, level, domain, tests, "".join(ids[:1]), part))
     return queries
 
 
@@ -202,8 +189,8 @@ def check_domain(queries: Sequence[Query], domain: str | None) -> None:
 
 
 def read_tests(row: dict[str, Any], where: str) -> str:
-    """The tests of a row as one text, "" if it has none: asserts, HumanEval's `check`, or functions
-    as pytest calls them. Raises InputError for tests that every program would pass."""
+    """The tests of a row as one text, or "": asserts, HumanEval's `check`, or functions in pytest's
+    way. Raises InputError for tests that every program would pass."""
     tests = row.get("tests") or row.get("test_list") or row.get("test")
     if not tests:
         return ""
@@ -253,7 +240,7 @@ def encode_row(
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Of everything that decides a row's ids: vocabulary, chat format and stop token."""
+    """A hash of all that decides a row's ids: vocabulary, chat template and stop token."""
     parts = [tokenizer.backend.to_str(), str(tokenizer.chat_template), str(tokenizer.eos_ids[0])]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -262,10 +249,10 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def token_writer(
     folder: Path, tokenizer: Tokenizer
 ) -> Iterator[Callable[[list[int], list[int]], None]]:
-    """A function that writes a row's prompt and response ids into a new folder, for TokenizedRows.
+    """A function that writes a row's prompt and response ids into a new folder.
 
-    tokens.bin has the ids, prompt and response of one row after the other; lengths.bin the lengths
-    of both, all uint32, little-endian; tokens.json says how many, and whose ids they are.
+    tokens.bin has the ids of one row after the other, lengths.bin the lengths of prompt and
+    response, all uint32, little-endian. tokens.json says how many, and whose ids they are.
     """
     folder.mkdir()
     count = Counter(rows=0, tokens=0)
@@ -281,9 +268,9 @@ def token_writer(
 
 
 class TokenizedRows:
-    """(prompt ids, response ids) by number, of a folder's rows of at most `max_length` tokens.
+    """The rows of such a folder, (prompt ids, response ids), of at most `max_length` tokens.
 
-    Read from the disk as they are asked for. Raises InputError if another tokenizer made them.
+    They stay on the disk. Raises InputError if they were made for another tokenizer.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
@@ -325,10 +312,9 @@ Rows = Sequence[Row] | TokenizedRows
 
 
 def tokenize_rows(path: str, tokenizer: Tokenizer, max_length: int) -> tuple[Rows, int]:
-    """(prompt ids, response ids) of every HFT row that fits, and the number that do not.
+    """(prompt ids, response ids) of every HFT row that fits, and the number of those that do not.
 
-    path: a file of rows, or a folder of rows that data/prepare.py has tokenized, which stays on
-    the disk.
+    path: a file of rows, or a folder of rows that data/prepare.py has tokenized.
     """
     rows: Rows
     if Path(path).is_dir():

@@ -58,10 +58,8 @@ SKY = [f"<|{edge}_of_{part}|>" for part in ("thought", "solution") for edge in (
 
 
 def split_trace(text: str) -> tuple[str, str]:
-    """(thinking, answer) of a response of DeepSeek-R1 or in OpenThoughts' format.
-
-    R1's <think> may be missing, where it was part of the prompt.
-    """
+    """(thinking, answer) of a response in DeepSeek-R1's format, with or without the first tag, or
+    in OpenThoughts'."""
     text = text.strip()
     if text.startswith(SKY[0]):
         thinking, _, answer = text.removeprefix(SKY[0]).partition(SKY[1])
@@ -83,9 +81,8 @@ def question(given: Any) -> list[dict[str, str]]:
         raise Skip("no prompt") from None
     if all(message["role"] != "user" for message in messages):
         raise Skip("no prompt")
-    return [
-        {"role": m["role"], "content": m["content"].replace("\r\n", "\n").strip()} for m in messages
-    ]
+    texts = (message["content"].replace("\r\n", "\n").strip() for message in messages)
+    return [{"role": m["role"], "content": text} for m, text in zip(messages, texts)]
 
 
 def turns(given: Any) -> tuple[list[dict[str, str]], str]:
@@ -141,10 +138,8 @@ def openr1_math(row: dict[str, Any]) -> Example:
 
 
 def openthoughts(row: dict[str, Any]) -> Example:
-    """open-thoughts/OpenThoughts-114k: its default part, or `metadata`, which names the domain.
-
-    Its publishers kept only what they could verify, so that being there is their verdict.
-    """
+    """open-thoughts/OpenThoughts-114k: its default part, or `metadata`, which names the domain. Its
+    publishers kept only what they could verify."""
     if "deepseek_reasoning" in row:
         prompt = question(first(row, "problem"))
         thinking, answer = first(row, "deepseek_reasoning"), first(row, "deepseek_solution")
@@ -174,9 +169,8 @@ def kodcode(row: dict[str, Any]) -> Example:
     """KodCode/KodCode-V1-SFT-R1: R1's programs, with the outcome of their unit tests."""
     prompt, text = turns(row.get("conversations"))
     thinking, answer = split_trace(text)
-    return Example(
-        prompt, "code", answer, thinking, verified=str(row.get("r1_correctness")) == "True"
-    )
+    right = str(row.get("r1_correctness")) == "True"
+    return Example(prompt, "code", answer, thinking, verified=right)
 
 
 # ---------------------------------------------------------------------- not thinking: conversations
@@ -195,9 +189,7 @@ def wildchat(row: dict[str, Any]) -> Example:
 
 class OASST:
     """OpenAssistant/oasst1 and oasst2, one message a row: first questions with their best answers.
-
-    The messages of a tree come one after the other, so that only one tree's are kept in memory.
-    """
+    Only one tree's messages are kept in memory, since they come one after the other."""
 
     def __init__(self) -> None:
         self.tree, self.questions = "", dict[str, str]()
@@ -232,10 +224,8 @@ def deepscaler(row: dict[str, Any]) -> Example:
 
 def tulu_3(row: dict[str, Any]) -> Example:
     """allenai/tulu-3-*: the questions of conversations; a reward model judges what is answered."""
-    if row.get("messages"):
-        prompt, _ = turns(row["messages"])
-    else:
-        prompt = question(row.get("prompt"))
+    conversation = row.get("messages")
+    prompt = turns(conversation)[0] if conversation else question(row.get("prompt"))
     return Example(prompt, "general")
 
 
@@ -247,9 +237,7 @@ def generic(row: dict[str, Any]) -> Example:
 
     With a response (or completion, output, generation, solution; or a conversation's last turn),
     `answer` is the final answer that it is checked against. Alone, `answer` (or `solution`) is both
-    the response and the final answer, and cannot vouch for itself.
-
-    `answer` may be a list; `reward_model.ground_truth` is one, too.
+    the response and the final answer, and cannot vouch for itself. `answer` may be a list.
     """
     truth = row.get("reward_model")
     truth = truth.get("ground_truth") if isinstance(truth, dict) else None
@@ -295,19 +283,11 @@ def speaker(turn: Any) -> str:
 
 
 RECIPES: dict[str, Recipe] = {
-    "synthetic_1": synthetic_1,
-    "openr1_math": openr1_math,
-    "openthoughts": openthoughts,
-    "aops": partial(traced, domain="maths"),
-    "aime": partial(traced, domain="maths"),
-    "codeforces": codeforces,
-    "kodcode": kodcode,
-    "wildchat": wildchat,
-    "oasst": OASST(),
-    "deepscaler": deepscaler,
-    "tulu_3": tulu_3,
-    "generic": generic,
-}
+    "synthetic_1": synthetic_1, "openr1_math": openr1_math, "openthoughts": openthoughts,
+    "aops": partial(traced, domain="maths"), "aime": partial(traced, domain="maths"),
+    "codeforces": codeforces, "kodcode": kodcode, "wildchat": wildchat, "oasst": OASST(),
+    "deepscaler": deepscaler, "tulu_3": tulu_3, "generic": generic,
+}  # fmt: skip
 
 
 def read_source(path: Path) -> Iterator[dict[str, Any]]:

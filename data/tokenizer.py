@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,7 @@ def learn_format(render: Callable[[Messages, bool], str], bos_token: str) -> Cha
     """The format of a checkpoint whose own template is `render`(messages, add_generation_prompt).
 
     Conversations whose messages are easily found again are rendered, and the text is split at the
-    messages. Whether the pieces say all is then checked on other conversations. Raises ValueError
-    where they do not.
+    messages. Other conversations then show whether the pieces say all. If not, raises ValueError.
     """
     said = [{"role": r, "content": f"{r}-{i}"} for i, r in enumerate([*ROLES, *ROLES[1:]])]
 
@@ -116,41 +116,28 @@ def learn_format(render: Callable[[Messages, bool], str], bos_token: str) -> Cha
             pieces.append(piece)
         return [*pieces, rest]
 
-    def rest_of(piece: str, beginning: str) -> str:
-        if not piece.startswith(beginning):
-            raise ValueError(f"it writes {piece!r} where {beginning!r} was expected")
-        return piece.removeprefix(beginning)
-
     # Of system, question, answer, question, answer. The last answer may have an empty thought.
     first, to_question, to_answer, to_next_question, _, after_answer = split(said)
-    first_question = split(said[1:])[0]  # without a system message
-    after_question = split(said[:2])[-1]
-    before_next = rest_of(to_next_question, after_answer)
-    before_question = common_end(common_end(first_question, before_next), to_question)
+    after_question, first_question = split(said[:2])[-1], split(said[1:])[0]
+    if not (to_answer.startswith(after_question) and to_next_question.startswith(after_answer)):
+        raise ValueError("it writes something else after the last message than after others")
+    before_next = to_next_question.removeprefix(after_answer)
+    ends = [text[::-1] for text in (first_question, to_question, before_next)]
+    before_question = os.path.commonprefix(ends)[::-1]
     default_system = first_question.removesuffix(before_question)
     both = first.startswith(bos_token) and default_system.startswith(bos_token)
     start = bos_token if both else ""
+    before = {"system": first.removeprefix(start), "user": before_question}
+    after = {"system": to_question.removesuffix(before_question), "user": after_question}
     pieces = ChatFormat(
-        before={
-            "system": first.removeprefix(start),
-            "user": before_question,
-            "assistant": rest_of(to_answer, after_question),
-        },
-        after={
-            "system": to_question.removesuffix(before_question),
-            "user": after_question,
-            "assistant": after_answer,
-        },
+        before={**before, "assistant": to_answer.removeprefix(after_question)},
+        after={**after, "assistant": after_answer},
         start=start,
         default_system=default_system.removeprefix(start),
         between=before_next.removesuffix(before_question),
     )
-    asked = [
-        {"role": "system", "content": "  Be brief.\n"},
-        {"role": "user", "content": "\n2 + 2 = ?\t "},
-        {"role": "assistant", "content": "4\n\n(four)"},
-        {"role": "user", "content": "Is it?"},
-    ]
+    contents = ["  Be brief.\n", "\n2 + 2 = ?\t ", "4\n\n(four)", "Is it?"]
+    asked = [{"role": m["role"], "content": text} for m, text in zip(said, contents)]
     for candidate in (pieces, dataclasses.replace(pieces, trims=True)):
         ours = JINJA.from_string(candidate.template())
         for messages in (asked, asked[1:]):
@@ -164,27 +151,16 @@ def learn_format(render: Callable[[Messages, bool], str], bos_token: str) -> Cha
     raise ValueError("it does more than write texts around the messages")
 
 
-def common_end(a: str, b: str) -> str:
-    """The longest text that both end with."""
-    length = 0
-    while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
-        length += 1
-    return a[len(a) - length :]
-
-
 def read_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The chat template in chat_template.jinja or else in tokenizer_config.json, if there is one.
-
-    Of several, the one that is named "default".
-    """
+    """The chat template of a checkpoint, if it has one; of several, the one named "default"."""
     if (path := folder / "chat_template.jinja").exists():
         return path.read_text(encoding="utf-8", errors="replace")
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
-        if not named:
+        named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
+        if "default" not in named:
             raise InputError(f"{folder}: none of its chat templates is named default")
-        template = named[0].get("template")
+        template = named["default"]
     return str(template) if template else None
 
 
@@ -199,9 +175,7 @@ class Tokenizer:
     """
 
     think_id: int
-    end_think_id: int
     no_think_id: int
-    end_no_think_id: int
 
     def __init__(
         self,
@@ -217,23 +191,15 @@ class Tokenizer:
         self.generation: dict[str, Any] = {}  # generation_config.json
         self.added_ids: list[int] = []
 
-    def id_of(self, token: str) -> int:
-        """The id of a token, which must exist."""
-        found = self.backend.token_to_id(token)
-        if found is None:
-            raise InputError(f"the tokenizer has no token {token}")
-        return found
-
     def add_mode_tags(self) -> None:
         """Give every tag that the vocabulary lacks the next free id. A tag is never split."""
         missing = [tag for tag in TAGS if self.backend.token_to_id(tag) is None]
         if missing and len(self) != self.backend.get_vocab_size(with_added_tokens=True):
             raise InputError("tokenizer.json leaves out ids, so that no tag can be added")
         self.backend.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in missing])
-        self.added_ids = [self.id_of(tag) for tag in missing]
-        self.think_id, self.end_think_id, self.no_think_id, self.end_no_think_id = (
-            self.id_of(tag) for tag in TAGS
-        )
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        self.added_ids = [ids[tag] for tag in missing]
+        self.think_id, self.no_think_id = ids["<think>"], ids["<no_think>"]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, mode_tags: bool = True) -> Tokenizer:
@@ -283,9 +249,8 @@ class Tokenizer:
         return tokenizer
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what `transformers` and vLLM need: tokenizer.json with the tags,
-        tokenizer_config.json with the chat template of `ChatFormat.template`, and
-        generation_config.json."""
+        """Write the tokenizer with the tags, its chat template, and how the paper samples, for
+        `transformers` and vLLM."""
         folder = Path(folder)
         added = {  # once a folder lists any here, transformers 5 knows of no others
             str(number): {
@@ -323,30 +288,18 @@ class Tokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def render_chat(
-        self,
-        messages: Messages,
-        add_generation_prompt: bool = True,
-        enable_thinking: bool | None = None,
+        self, messages: Messages, add_generation_prompt: bool = True, **options: bool
     ) -> str:
-        """The text of a conversation, by default up to where the assistant's next answer begins."""
+        """The text of a conversation, by default up to where the assistant's next answer begins;
+        `options` are other variables of the template, such as enable_thinking."""
         if self.compiled is None:
             raise InputError("the checkpoint has no chat template")
-        options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        variables = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self.compiled.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                **self.texts,
-                **options,
-            )
+            return self.compiled.render({**self.texts, **variables, **options})
         except Exception as error:  # a template may raise anything
             raise InputError(f"the chat template refuses the conversation: {error}") from None
 
-    def encode_chat(
-        self,
-        messages: Messages,
-        add_generation_prompt: bool = True,
-        enable_thinking: bool | None = None,
-    ) -> list[int]:
+    def encode_chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         """The token ids of `render_chat`."""
-        return self.encode(self.render_chat(messages, add_generation_prompt, enable_thinking))
+        return self.encode(self.render_chat(messages, add_generation_prompt))

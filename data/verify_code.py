@@ -1,8 +1,6 @@
 """Does a program pass its tests? For programs that nobody has read, written by a model that would
 rather be right than work.
 
-    passed, reason = run_tests(code, tests, timeout=10)
-
 Two fresh processes, neither of which can do anything but compute: one holds the program, the other
 the tests. A test calls the program's functions through a pipe and gets plain data back. So the
 program never meets its tests: it cannot read them, patch `assert`, return an object that equals
@@ -50,8 +48,7 @@ PASSED = "passed"
 
 def run_tests(code: str, tests: str | Sequence[str], timeout: float = 10.0) -> tuple[bool, str]:
     """Whether `code` passes `tests` (assertions, or other statements) within `timeout` seconds of
-    wall time, and "passed" or why not. Raises OSError where the sandbox cannot be set up.
-    """
+    wall time, and "passed" or why not. Raises OSError where the sandbox cannot be set up."""
     source = tests if isinstance(tests, str) else "\n".join(tests)
     questions, answers = os.pipe(), os.pipe()  # (read, write) each
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as cleanup:
@@ -146,12 +143,9 @@ def lock(seconds: int) -> None:
     import resource  # there is none on Windows
 
     limits = {
-        resource.RLIMIT_CPU: seconds + 1,
-        resource.RLIMIT_AS: MEMORY,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_NOFILE: 32,
-        resource.RLIMIT_CORE: 0,
-    }
+        resource.RLIMIT_CPU: seconds + 1, resource.RLIMIT_AS: MEMORY, resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NOFILE: 32, resource.RLIMIT_CORE: 0,
+    }  # fmt: skip
     for name, value in limits.items():
         resource.setrlimit(name, (value, value))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -161,9 +155,8 @@ def lock(seconds: int) -> None:
     program = seccomp_filter(machine)
     packed = b"".join(struct.pack("=HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(packed)
-    header = ctypes.create_string_buffer(
-        struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
-    )
+    place = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    header = ctypes.create_string_buffer(place)
     if libc.prctl(22, 2, ctypes.byref(header), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
         raise OSError(ctypes.get_errno(), "seccomp")
 
@@ -375,12 +368,12 @@ def serve_program(code: str, reads: BinaryIO, writes: BinaryIO) -> None:
 
 
 # What a program may raise in a test. (StopIteration would end the loop that the test is in.)
+OTHER_ERRORS = (StopIteration, StopAsyncIteration, UnicodeError)
+KINDS = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 ERRORS = {
     name: kind
-    for name, kind in vars(builtins).items()
-    if isinstance(kind, type)
-    and issubclass(kind, Exception)
-    and not issubclass(kind, (StopIteration, StopAsyncIteration, UnicodeError))
+    for name, kind in KINDS.items()
+    if issubclass(kind, Exception) and not issubclass(kind, OTHER_ERRORS)
 }
 MODULES = {
     "bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools",

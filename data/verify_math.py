@@ -43,8 +43,7 @@ class Unreadable(ValueError):
 
 def extract_answer(text: str) -> str | None:
     r"""What a response gives as its answer: its last \boxed{…}; else what follows the last `####`
-    or "answer is"; else all of it if it is one line. None if there is no such thing.
-    """
+    or "answer is"; else all of it if it is one line; else None."""
     start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
     if start >= 0:
         rest = text[start:].partition("boxed" if text[start + 1] == "b" else "fbox")[2].lstrip()
@@ -160,9 +159,8 @@ def split_unit(text: str) -> tuple[str, str]:
         words = [word.rstrip("s") or word for word in re.findall(r"[a-z]+", found[2].lower())]
         known = UNITS if found[1] else UNITS - AMBIGUOUS
         if words and re.fullmatch(r"[a-zA-Z\s./]+", found[2]) and set(words) <= known:
-            return text[: found.start()].strip(), " ".join(words) + re.sub(
-                r"\D", "", found[3] or ""
-            )
+            power = re.sub(r"\D", "", found[3] or "")
+            return text[: found.start()].strip(), " ".join(words) + power
     return text, ""
 
 
@@ -232,10 +230,7 @@ def read_bare(text: str, depth: int) -> Value:
             items = [read(part, depth + 1) for part in parts]
             return Value("tuple", text[0] + text[-1], items)
     if r"\pm" in text or r"\mp" in text:
-        both = [
-            text.replace(r"\pm", plus).replace(r"\mp", minus)
-            for plus, minus in (("+", "-"), ("-", "+"))
-        ]
+        both = (text.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+"))
         return Value("list", "", [read(one, depth + 1) for one in both])
     plain = text.replace(",", "") if number else text
     return Value("expression", items=[Expression(Parser(plain).parse())])
@@ -244,9 +239,8 @@ def read_bare(text: str, depth: int) -> Value:
 def read_equation(left: str, right: str, depth: int) -> Value:
     r"""An equation; one that gives a name to a value, such as x=5, is also that value."""
     name = squeeze(left)
-    if re.fullmatch(
-        r"(?:\\?[a-zA-Z]+(?:_\w|_\{\w+\})?|[a-zA-Z]\([a-z]\)|\([a-z](?:,[a-z])+\))", name
-    ):
+    names = r"(?:\\?[a-zA-Z]+(?:_\w|_\{\w+\})?|[a-zA-Z]\([a-z]\)|\([a-z](?:,[a-z])+\))"
+    if re.fullmatch(names, name):
         return Value("equation", name, [read(right, depth + 1)])
     difference = Parser(f"({left})-({right})").parse()
     return Value("equation", "0", [Value("expression", items=[Expression(difference)])])
@@ -450,14 +444,9 @@ class Parser:
             return lookup(f"{token}_{base}")
         before = self.tokens[self.at - 2] if self.at > 1 else ""
         starts = before in ("", "(", "[", "{", "+", "-", "*", r"\cdot", r"\times", "|")
-        if (
-            starts
-            and token.isdigit()
-            and self.token == r"\frac"
-            and (over := self.proper_fraction()) is not None
-        ):
-            return constant(value + over)
-        return constant(value)
+        mixed = starts and token.isdigit() and self.token == r"\frac"
+        over = self.proper_fraction() if mixed else None
+        return constant(value if over is None else value + over)
 
     def proper_fraction(self) -> Fraction | None:
         r"""The ½ of 3\frac12, a mixed number: a fraction of two whole numbers after a third."""
@@ -714,10 +703,8 @@ def close(a: Number, b: Number, at_probe: bool) -> bool:
         return a == b
     for value in (a, b):
         # A rational number that looks like an irrational one approximates it, unless it is simple.
-        simple = (
-            isinstance(value, complex) or max(abs(value.numerator), value.denominator) <= SIMPLE
-        )
-        if not simple and not at_probe:
+        parts = (value.numerator, value.denominator) if isinstance(value, Fraction) else (0,)
+        if max(map(abs, parts)) > SIMPLE and not at_probe:
             return False
     try:
         a, b = to_complex(a), to_complex(b)

@@ -191,14 +191,6 @@ def test_a_caches_rows_can_be_dropped_reordered_and_copied(model):
         torch.testing.assert_close(step[row], whole, rtol=1e-4, atol=1e-4)
 
 
-def test_positions_can_be_given(model):
-    """Only differences of positions count, as a rotary embedding promises."""
-    ids = torch.tensor([[1, 2, 3]])
-    moved = model(ids, positions=torch.tensor([[40, 41, 42]]))
-    torch.testing.assert_close(moved, model(ids), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(model(ids, positions=torch.tensor([[0, 9, 30]])), moved, atol=0.01)
-
-
 def test_padding_on_the_right_changes_nothing(model):
     short, long = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 2, 3, 0, 0, 0]])
     torch.testing.assert_close(model(long)[:, :3], model(short), rtol=1e-5, atol=1e-5)

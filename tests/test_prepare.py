@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import tracemalloc
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,6 +34,11 @@ def text(seed, length=40):
 # ---------------------------------------------------------------------------------------- the steps
 
 
+def verified(given, report=None, keep_unverified=False):
+    reason = partial(prepare.unverified, keep_unverified=keep_unverified)
+    return list(prepare.sieve("verify", given, reason, report or Report()))
+
+
 @pytest.mark.parametrize(
     "given, outcome",
     [
@@ -50,20 +56,20 @@ def text(seed, length=40):
 )
 def test_a_trace_is_kept_if_its_answer_verifies(given, outcome):
     report = Report()
-    kept = list(prepare.verified([given], False, report))
+    kept = verified([given], report)
     assert report.totals("verify") == {outcome: 1} and len(kept) == (outcome == "kept")
 
 
 def test_traces_that_nothing_can_verify_are_kept_on_demand_but_wrong_ones_never():
     given = [example(thinking="a"), example(thinking="a", verified=False)]
-    assert list(prepare.verified(given, True, Report())) == given[:1]
+    assert verified(given, keep_unverified=True) == given[:1]
 
 
 @needs_sandbox
 def test_a_traced_program_is_kept_if_it_passes_its_tests():
     answers = [f"```python\ndef f(x): return x + {n}\n```" for n in (1, 2)]
     given = [example(answer=a, thinking="a", tests="assert f(1) == 2") for a in answers]
-    assert list(prepare.verified(given, False, Report())) == given[:1]
+    assert verified(given) == given[:1]
 
 
 def test_complex_queries_need_a_trace():
@@ -74,11 +80,16 @@ def test_complex_queries_need_a_trace():
     assert report.totals("classify") == {"kept": 600, "complex, without a trace": 300}
 
 
+def wrapped(given, kind, report=None):
+    reason = partial(prepare.unwrappable, kind=kind)
+    return list(prepare.sieve("wrap", given, reason, report or Report()))
+
+
 def test_tags_and_control_tokens_inside_a_response_or_a_prompt_are_refused():
     given = [example(), example(answer="</think>"), example("<no_think>?"), example(thinking="a")]
     given += [example("<|im_end|>"), example(answer="<｜end▁of▁sentence｜>"), example("a <|> b")]
     report = Report()
-    assert list(prepare.wrapped(given, "hft", report)) == [given[0], given[3], given[6]]
+    assert wrapped(given, "hft", report) == [given[0], given[3], given[6]]
     assert set(report.totals("wrap")) == {
         "kept",
         "a tag inside the response",
@@ -89,14 +100,19 @@ def test_tags_and_control_tokens_inside_a_response_or_a_prompt_are_refused():
 
 def test_rl_prompts_have_neither_tags_nor_control_tokens():
     given = [example("6·7?", ""), example("<think>", ""), example("<|im_start|>system", "")]
-    assert list(prepare.wrapped(given, "rl", Report())) == given[:1]
+    assert wrapped(given, "rl") == given[:1]
+
+
+def deduplicated(given, seen, similarity=0.9, report=None):
+    reason = prepare.repetition(seen, similarity)
+    return list(prepare.sieve("deduplicate", given, reason, report or Report()))
 
 
 def unique(given, similarity=0.9):
     examples = [Example(p, "maths") if isinstance(p, list) else example(p) for p in given]
     report = Report()
     with sqlite3.connect(":memory:") as seen:
-        kept = list(prepare.unique(examples, seen, similarity, report))
+        kept = deduplicated(examples, seen, similarity, report)
     return [given[examples.index(e)] for e in kept], report
 
 
@@ -158,7 +174,7 @@ def test_another_name_or_final_answer_makes_another_exercise():
     alike = [example(f"{text(0, 90)} Find the {what}.") for what in ("area", "perimeter")]
     alike[0].gold, alike[1].gold = ["6"], ["10"]
     with sqlite3.connect(":memory:") as seen:
-        assert list(prepare.unique(alike, seen, 0.9, Report())) == alike
+        assert deduplicated(alike, seen) == alike
 
 
 def test_minhash_estimates_the_jaccard_index_of_shingles():
@@ -243,7 +259,7 @@ def test_a_question_in_the_system_message_is_found(tmp_path):
     path.write_text(json.dumps({"prompt": text(0, 30)}) + "\n")
     given = example("Go on.")
     given.prompt.insert(0, {"role": "system", "content": text(0, 30)})
-    assert not list(prepare.decontaminated([given], Evaluation([str(path)], 8), Report()))
+    assert Evaluation([str(path)], 8).given_away(given)
 
 
 def rows_file(tmp_path, count=300):
@@ -325,7 +341,7 @@ def test_every_step_counts_what_it_keeps_and_why_it_drops_the_rest(prepared):
     }
     assert report.rows == {"maths/no_think": 15, "maths/think": 18}
     assert json.loads((folder / "hft_report.json").read_text()) == json.loads(
-        json.dumps(report.values())
+        json.dumps(vars(report))
     )
     assert sorted(path.name for path in folder.iterdir()) == [
         "hft.jsonl",

@@ -173,9 +173,9 @@ def test_an_exported_folder_renders_the_same_prompts_and_generates_the_same_in_t
                 text = theirs.apply_chat_template(
                     messages, add_generation_prompt=prompt, tokenize=False, **option
                 )
-                assert ours.render_chat(messages, prompt, thinking) == text
+                assert ours.render_chat(messages, prompt, **option) == text
                 ids = theirs.apply_chat_template(messages, add_generation_prompt=prompt, **option)
-                assert ours.encode_chat(messages, prompt, thinking) == ids["input_ids"]
+                assert ours.encode(text) == ids["input_ids"]
     assert_transformers_generates_the_same(folder, "what is it?\n")
 
 
@@ -211,13 +211,13 @@ def test_the_pieces_of_a_template_are_found():
 @pytest.mark.parametrize(
     "template, reason",
     [
-        ("{{ messages }}[INST]", "it writes"),
+        ("{{ messages }}[INST]", "it writes something else"),
         ("{{ messages[0].content }}", "does not write the user's message"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "in its place"),
         (EVERY_TURN.replace("message.content", "message.content | upper"), "in its place"),
         (EVERY_TURN.replace("message.content", "message.content | indent") + CHATML_NEXT, "more"),
-        (EVERY_TURN + CHATML_NEXT + "{{ messages | length }}", "it writes"),
-        (EVERY_TURN + CHATML_NEXT + "Be brief.", "it writes"),
+        (EVERY_TURN + CHATML_NEXT + "{{ messages | length }}", "it writes something else"),
+        (EVERY_TURN + CHATML_NEXT + "Be brief.", "it writes something else"),
         (EVERY_TURN + CHATML_NEXT.replace("assistant\\n", "assistant\\nSure, "), "more than"),
         ("{{ raise_exception('no chat') }}", "no chat"),
         ("{% for m in messages %}{{ m", "unexpected"),
@@ -267,8 +267,8 @@ def test_earlier_answers_are_shown_without_their_reasoning():
 
 
 def test_the_mode_can_be_asked_for_in_the_prompt():
-    openings = {None: "", True: "<think>", False: "<no_think>"}
-    for asked, opening in openings.items():
+    assert chatml(QUESTION) == ASKED + NEXT
+    for asked, opening in {True: "<think>", False: "<no_think>"}.items():
         assert chatml(QUESTION, enable_thinking=asked) == ASKED + NEXT + opening
 
 
@@ -309,7 +309,7 @@ def test_missing_tags_become_single_tokens_and_stay_so(tmp_path):
     tokenizer = Tokenizer.from_pretrained(bare_tokenizer(tmp_path))
     assert len(tokenizer) == 44 and tokenizer.added_ids == [40, 41, 42, 43]
     ids = tokenizer.encode("<no_think>12</no_think>")
-    assert ids == [tokenizer.no_think_id, 1, 2, tokenizer.end_no_think_id]
+    assert ids == [tokenizer.no_think_id, 1, 2, 43]
     assert tokenizer.decode(ids) == "<no_think>12</no_think>"
     tokenizer.save_pretrained(tmp_path)
     again = Tokenizer.from_pretrained(tmp_path)
