@@ -485,7 +485,8 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The dtype and shape of every tensor of a safetensors file, all of whose bytes are there."""
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            slices = {name: file.get_slice(name) for name in names}
             return {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: truncated or no safetensors file: {error}") from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import sys
 import time
@@ -306,7 +307,7 @@ def chat(
     """A conversation in the terminal, until the input ends; each answer is shown as it comes, under
     its mode. Ctrl-C ends an answer, which is then forgotten, or else the chat."""
     with contextlib.suppress(ImportError):  # line editing and history, where there is the library
-        import readline  # noqa: F401
+        importlib.import_module("readline")
     print(COMMANDS)
     messages: Messages = []
     for turn in range(sys.maxsize):

@@ -74,6 +74,20 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Transformer(Config.from_pretrained(folder / "base")).initialize(0).save_pretrained(
         folder / "base"
     )
+    lines = (folder / "data" / "hft.jsonl").read_text().splitlines(keepends=True)
+    (folder / "data" / "hft_2000.jsonl").write_text("".join(lines[:2000]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def polite(lab_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that knows the grammar, but does not do many sums."""
+    folder = tmp_path_factory.mktemp("polite")
+    settings = hft_settings(
+        lab_folder, folder, max_steps=60, batch_size=32, learning_rate=1e-2,
+        per_device_train_batch_size=32,
+    )  # fmt: skip
+    lhrm.hft(settings)
     return folder
 
 
@@ -88,7 +102,7 @@ TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_ba
 def hft_settings(lab_folder, output, **changes):
     values = {
         "model_name_or_path": str(lab_folder / "base"),
-        "dataset_name": str(lab_folder / "data" / "hft.jsonl"),
+        "dataset_name": str(lab_folder / "data" / "hft_2000.jsonl"),
         "output_dir": str(output),
         "batch_size": 8,
         "max_steps": 6,
@@ -115,6 +129,23 @@ def hgpo_settings(lab_folder, output, **changes):
         **changes,
     }
     return hgpo.HGPOSettings(**values)
+
+
+def baseline_settings(method, lab_folder, output, **changes):
+    values = {
+        "model_name_or_path": str(lab_folder / "base"),
+        "dataset_name": str(lab_folder / "data" / "rl.jsonl"),
+        "output_dir": str(output),
+        "max_steps": 6,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "max_completion_length": 24,
+        "logging_steps": 1,
+        **TINY_RUN,
+        "per_device_train_batch_size": 2,
+        **changes,
+    }
+    return hgpo.METHODS[method][0](**values)
 
 
 def few_rows(lab_folder, tmp_path, name):

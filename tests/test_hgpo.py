@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from conftest import tiny_model
 
 import hgpo
 from data.cli import InputError
 from data.judge import Judged
 from data.report import TOTALS, step_metrics, warn_of_collapse
 from hgpo import (
+    dpo_loss,
+    dpo_pairs,
     inter_advantages,
     inter_rewards,
     intra_advantages,
@@ -18,6 +21,7 @@ from hgpo import (
     loss_weights,
     mean_rewards,
     policy_loss,
+    rft_choices,
     token_advantages,
 )
 
@@ -212,7 +216,113 @@ def test_eq11_loss_weights_are_what_each_normaliser_divides_by():
         torch.testing.assert_close(actual, weights)
 
 
+# ----------------------------------------------------------- the baselines of App. A, Eq. 14 to 21
+
+# Four queries, two responses a mode: think is better, no_think is, a tie of 1, a tie of 0.
+SAMPLED = torch.tensor(
+    [[[0.0, 1.0], [0.0, 0.0]], [[0.5, 0.0], [0.75, 0.75]], [[0.0, 1.0], [1.0, 0.0]],
+     [[0.0, 0.0], [0.0, 0.0]]]
+)  # fmt: skip
+LENGTHS = torch.tensor(
+    [[[9, 8], [4, 3]], [[9, 5], [4, 3]], [[9, 8], [4, 3]], [[9, 8], [3, 3]]]
+)  # fmt: skip
+
+
+def test_eq16_eq17_eq18_a_pair_is_the_better_modes_best_and_the_others_worst():
+    winners, losers = dpo_pairs(SAMPLED, LENGTHS)
+    # Query 0: think (0.5 : 0), its second response; of no_think's equal ones the shorter, place 3.
+    # Query 1: no_think (0.75 : 0.25), the shorter of its equal ones; of think's the worst, place 1.
+    assert winners.tolist() == [1, 3, -1, -1]
+    assert losers.tolist() == [3, 1, -1, -1]
+
+
+def test_eq17_means_that_differ_by_rounding_alone_give_no_pair():
+    rewards = torch.tensor([[[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]])
+    assert dpo_pairs(rewards, torch.ones(1, 2, 3))[0].tolist() == [-1]
+
+
+def test_eq18_and_eq20_of_equal_responses_the_first_is_taken():
+    rewards = torch.tensor([[[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]])
+    lengths = torch.tensor([[[7, 5, 5], [6, 4, 4]]])
+    winners, losers = dpo_pairs(rewards, lengths)
+    assert (winners.tolist(), losers.tolist()) == ([1], [4])
+    assert rft_choices(rewards, lengths).tolist() == [1]
+
+
+def test_eq19_value_and_gradient_of_the_dpo_loss():
+    chosen = torch.tensor([-1.0, -3.0], requires_grad=True)
+    rejected = torch.tensor([-2.0, -2.0], requires_grad=True)
+    ref_chosen, ref_rejected = torch.tensor([-2.0, -3.0]), torch.tensor([-1.0, -2.5])
+    loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.5)
+    # β times what each gained: 0.5 · (1 − (−1)) and 0.5 · (0 − 0.5).
+    margins = [1.0, -0.25]
+    assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins) / 2)
+    loss.backward()
+    slopes = [-0.5 / (1 + math.exp(m)) / 2 for m in margins]
+    torch.testing.assert_close(chosen.grad, torch.tensor(slopes))
+    torch.testing.assert_close(rejected.grad, -torch.tensor(slopes))
+
+
+def test_eq20_the_best_of_all_responses_is_chosen_unless_none_is_worth_anything():
+    # Of the two right ones of query 2 the shorter, place 2; query 3 has none.
+    assert rft_choices(SAMPLED, LENGTHS).tolist() == [1, 3, 2, -1]
+
+
+def test_eq14_eq15_samples_are_grouped_by_mode_and_give_rows_of_either_kind():
+    responses = [[[10 + i] * n for i, n in enumerate(lengths)] for lengths in LENGTHS.flatten(1)]
+    rewards = SAMPLED.flatten(1).tolist()
+    samples = [hgpo.Sampled([q], responses[q], rewards[q]) for q in range(4)]
+    pairs = [(0, 1, 3), (1, 3, 1)]  # query, winner, loser
+    assert hgpo.training_rows(samples, "dpo") == [
+        ([q], responses[q][winner], responses[q][loser]) for q, winner, loser in pairs
+    ]
+    chosen = [(0, 1), (1, 3), (2, 2)]
+    assert hgpo.training_rows(samples, "rft") == [([q], responses[q][i]) for q, i in chosen]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_eq19_the_gradient_is_the_same_for_any_split_into_micro_batches(size):
+    rows = [([1, 2, 3], [50, 9, 7], [51, 4]), ([4], [51, 9], [50, 9, 9]), ([5, 6], [50], [51, 8])]
+    reference, whole, split = tiny_model(1), tiny_model(), tiny_model()
+
+    def log_prob(model, prompt, response):
+        ids = torch.tensor([[*prompt, *response]])
+        scores = model(ids)[0].log_softmax(-1)[len(prompt) - 1 : -1]
+        return scores.gather(1, torch.tensor(response)[:, None]).sum()
+
+    def gain(prompt, response):
+        return log_prob(whole, prompt, response) - log_prob(reference, prompt, response)
+
+    margins = torch.stack([gain(p, winner) - gain(p, loser) for p, winner, loser in rows])
+    (-torch.nn.functional.logsigmoid(0.3 * margins).mean()).backward()
+    total = 0.0
+    for i in range(0, 3, size):
+        loss, sums, count = hgpo.dpo_batch_loss(reference, 0.3, split, rows[i : i + size], 3)
+        loss.backward()
+        total += sums["rewards/margins"].item()
+        assert count == len(rows[i : i + size])
+    assert total == pytest.approx(0.3 * margins.sum().item(), rel=1e-4)
+    for a, b in zip(whole.parameters(), split.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_eq19_the_logged_rewards_are_beta_times_what_each_response_gained():
+    model = tiny_model()
+    with torch.no_grad():
+        loss, sums, _ = hgpo.dpo_batch_loss(model, 0.3, model, [([1], [2, 3], [4])] * 2, 2)
+    assert loss.item() == pytest.approx(math.log(2))  # π_θ is still π_HFT
+    rewards = {name: value.item() for name, value in sums.items() if name.startswith("rewards")}
+    assert set(rewards.values()) == {0.0}
+    scores = model(torch.tensor([[1, 2, 3]]))[0].log_softmax(-1)
+    assert sums["logps/chosen"].item() == pytest.approx(2 * (scores[0, 2] + scores[1, 3]).item())
+    assert sums["logps/rejected"].item() == pytest.approx(2 * scores[0, 4].item())
+
+
 # ------------------------------------------------------------------------------------------ metrics
+
+
+def entropy(*probabilities):
+    return -sum(p * math.log(p) for p in probabilities)
 
 
 def judged(mode, reward, length, finished=True, well_formed=True, leaked=False):
@@ -249,6 +359,8 @@ def test_a_steps_metrics_are_those_of_all_its_responses():
         "mode/think_ratio": 0.4,
         "mode/no_think_ratio": 0.5,
         "mode/log_prob_think": (math.log(0.6) + math.log(0.2)) / 2,
+        "mode/log_prob_no_think": (math.log(0.3) + math.log(0.7)) / 2,
+        "mode/entropy": (entropy(2 / 3, 1 / 3) + entropy(2 / 9, 7 / 9)) / 2,
         "entropy": 0.1,
         "kl": 0.05,
         "clip_ratio/region_mean": 0.5,

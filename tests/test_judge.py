@@ -11,7 +11,6 @@ import torch
 from conftest import (
     TIMINGS,
     few_rows,
-    hft_settings,
     hgpo_settings,
     log_of,
     needs_sandbox,
@@ -293,15 +292,9 @@ def test_accuracy_is_over_the_queries_with_a_definite_answer_and_absent_without_
 
 
 @pytest.fixture(scope="module")
-def polite(lab_folder, tmp_path_factory):
+def judged_world(polite, lab_folder, tmp_path_factory):
     """A policy that knows the grammar, rows of which half have no answer, and a reward model."""
-    folder = tmp_path_factory.mktemp("polite")
-    lhrm.hft(
-        hft_settings(
-            lab_folder, folder / "policy", max_steps=60, batch_size=32, learning_rate=1e-2,
-            per_device_train_batch_size=32,
-        )
-    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("judged")
     rows = few_rows(lab_folder, folder, "rl")
     names = ("ada", "alan", "grace", "edsger", "barbara", "donald", "john", "emmy", "kurt")
     with open(rows, "a") as file:
@@ -312,14 +305,14 @@ def polite(lab_folder, tmp_path_factory):
     tiny_model(score_head=True, vocab_size=size, spread=2.0).save_pretrained(judge)
     settings = {"chat_template": CHATML.template()}
     (judge / "tokenizer_config.json").write_text(json.dumps(settings))
-    return SimpleNamespace(policy=folder / "policy", rows=rows, judge=judge)
+    return SimpleNamespace(policy=polite, rows=rows, judge=judge)
 
 
-def polite_settings(polite, lab_folder, output, **changes):
+def judged_settings(judged_world, lab_folder, output, **changes):
     values = {
-        "model_name_or_path": str(polite.policy),
-        "dataset_name": str(polite.rows),
-        "reward_model_name_or_path": str(polite.judge),
+        "model_name_or_path": str(judged_world.policy),
+        "dataset_name": str(judged_world.rows),
+        "reward_model_name_or_path": str(judged_world.judge),
         "max_completion_length": 24,
         "max_steps": 4,
         "save_steps": 2,
@@ -330,7 +323,7 @@ def polite_settings(polite, lab_folder, output, **changes):
 
 
 def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_bit(
-    polite, lab_folder, tmp_path, monkeypatch
+    judged_world, lab_folder, tmp_path, monkeypatch
 ):
     given = []
     give = RewardModel.rewards
@@ -341,7 +334,7 @@ def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_
         return rewards
 
     monkeypatch.setattr(RewardModel, "rewards", count)
-    hgpo.run(polite_settings(polite, lab_folder, tmp_path / "whole"))
+    hgpo.run(judged_settings(judged_world, lab_folder, tmp_path / "whole"))
     log = log_of(tmp_path / "whole")
     assert len(given) > 8 and len(set(given)) > 4
     assert any(entry["reward"] for entry in log)
@@ -355,7 +348,7 @@ def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_
             raise KeyboardInterrupt
         return step(*args)
 
-    killed = polite_settings(polite, lab_folder, tmp_path / "killed")
+    killed = judged_settings(judged_world, lab_folder, tmp_path / "killed")
     monkeypatch.setattr(lhrm, "optimizer_step", die_in_step_4)
     with pytest.raises(KeyboardInterrupt):
         hgpo.run(killed)
@@ -370,10 +363,10 @@ def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_
     assert logs[0] == logs[1]
 
 
-def test_an_evaluation_judges_each_query_in_its_own_way(polite, tmp_path):
+def test_an_evaluation_judges_each_query_in_its_own_way(judged_world, tmp_path):
     settings = lhrm.EvalSettings(
-        model_name_or_path=str(polite.policy), dataset_name=str(polite.rows),
-        reward_model_name_or_path=str(polite.judge), max_completion_length=24,
+        model_name_or_path=str(judged_world.policy), dataset_name=str(judged_world.rows),
+        reward_model_name_or_path=str(judged_world.judge), max_completion_length=24,
         output_dir=str(tmp_path), bf16=False,
     )  # fmt: skip
     lhrm.run_eval(settings)
@@ -389,15 +382,15 @@ def test_an_evaluation_judges_each_query_in_its_own_way(polite, tmp_path):
 
 @pytest.mark.parametrize("command", ["hgpo", "hgpo, held out"])
 def test_queries_with_nothing_to_judge_them_by_are_refused_before_any_model_is_loaded(
-    command, polite, lab_folder, tmp_path, monkeypatch
+    command, judged_world, lab_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Transformer, "from_pretrained", None)
     asked = {"reward_model_name_or_path": None}
     if command == "hgpo, held out":
         rl = lab_folder / "data" / "rl.jsonl"
-        asked |= {"dataset_name": str(rl), "eval_dataset_name": str(polite.rows)}
+        asked |= {"dataset_name": str(rl), "eval_dataset_name": str(judged_world.rows)}
     with pytest.raises(InputError, match=r"9 of \d+ queries .*first 'hello ada': give --reward_mo"):
-        hgpo.run(polite_settings(polite, lab_folder, tmp_path, **asked))
+        hgpo.run(judged_settings(judged_world, lab_folder, tmp_path, **asked))
 
 
 def test_no_reward_model_is_loaded_that_no_query_needs(lab_folder):

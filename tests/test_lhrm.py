@@ -22,6 +22,7 @@ from lhrm import (
     hybrid_accuracy,
     micro_batch_size,
     micro_batches,
+    optimizer_step,
     scheduled_rate,
     score_responses,
 )
@@ -146,6 +147,18 @@ def test_the_gradient_is_the_same_for_any_split_into_micro_batches(size):
         hft_loss(scores.log_probs, scores.mask, 5).backward()
     for a, b in zip(whole.parameters(), split.parameters()):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_is_clipped_to_a_global_norm_which_is_returned():
+    for max_norm, step in ((1.0, 0.5 / 10), (0.0, 0.5), (20.0, 0.5)):
+        layer = torch.nn.Linear(2, 1)
+        torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+        layer.weight.grad, layer.bias.grad = torch.tensor([[6.0, 0.0]]), torch.tensor([8.0])
+        optimizer = torch.optim.SGD(layer.parameters(), lr=99.0)
+        assert optimizer_step(layer, optimizer, 0.5, max_norm) == pytest.approx(10)
+        torch.testing.assert_close(layer.weight.data, torch.tensor([[-6.0 * step, 0.0]]))
+        torch.testing.assert_close(layer.bias.data, torch.tensor([-8.0 * step]))
+        assert layer.weight.grad is None
 
 
 # ----------------------------------------------------------------------------- batches and schedule

@@ -87,6 +87,11 @@ def slow_logits(model: Transformer, ids: list[int]) -> torch.Tensor:
             out[i + half] = x[i] * sin + x[i + half] * cos
         return out
 
+    def ready(at: str, part: str, vector: torch.Tensor, position: int) -> torch.Tensor:
+        if config.model_type == "qwen3":
+            vector = norm(vector, f"{at}self_attn.{part}_norm.weight")
+        return turn(vector, position)
+
     stream = [weight["model.embed_tokens.weight"][i] for i in ids]
     size, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     for layer in range(config.num_hidden_layers):
@@ -104,16 +109,9 @@ def slow_logits(model: Transformer, ids: list[int]) -> torch.Tensor:
                 mine = slice(head * size, (head + 1) * size)
                 shared = slice(head // group * size, (head // group + 1) * size)
 
-                def ready(part: str, where: slice, at_position: int) -> torch.Tensor:
-                    vector = seen[at_position][part][where]  # noqa: B023
-                    if config.model_type == "qwen3":
-                        vector = norm(vector, f"{at}self_attn.{part}_norm.weight")  # noqa: B023
-                    return turn(vector, at_position)
-
-                query = ready("q", mine, position)
-                scores = torch.stack(
-                    [query @ ready("k", shared, j) / math.sqrt(size) for j in range(position + 1)]
-                )
+                query = ready(at, "q", seen[position]["q"][mine], position)
+                keys = [ready(at, "k", seen[j]["k"][shared], j) for j in range(position + 1)]
+                scores = torch.stack([query @ key / math.sqrt(size) for key in keys])
                 values = torch.stack([seen[j]["v"][shared] for j in range(position + 1)])
                 heads.append(scores.softmax(0) @ values)
             x = x + weight[at + "self_attn.o_proj.weight"] @ torch.cat(heads)

@@ -7,19 +7,38 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TIMINGS, few_rows, hft_settings, hgpo_settings, log_of, run, weights
+from conftest import (
+    ROOT,
+    TIMINGS,
+    baseline_settings,
+    few_rows,
+    hft_settings,
+    hgpo_settings,
+    log_of,
+    run,
+    weights,
+)  # fmt: skip
 
 import hgpo
 import lhrm
 import sample
-from data import lab
 from data.cli import InputError, run_command
-from data.rows import read_hft_rows
+from data.judge import judge
+from data.modes import MODES
+from data.rows import read_hft_rows, read_queries
+from sample import generate, mix_seed
 
-RUNS = {"hft": (lhrm.hft, hft_settings), "hgpo": (hgpo.run, hgpo_settings)}
+RUNS = {
+    "hft": (lhrm.hft, hft_settings),
+    "hgpo": (hgpo.run, hgpo_settings),
+    "dpo": (hgpo.run, partial(baseline_settings, "dpo")),
+    "rft": (hgpo.run, partial(baseline_settings, "rft")),
+}
 
 
 # ----------------------------------------------------------------------------------- what is learnt
@@ -75,7 +94,7 @@ def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
     assert [entry["step"] for entry in log] == list(range(1, 61))
     losses = [entry["loss"] for entry in log]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])  # a single batch may hold longer rows
-    assert log[-1]["epoch"] == pytest.approx(60 * 16 / lab.NUM_HFT)
+    assert log[-1]["epoch"] == pytest.approx(60 * 16 / 2000)
     assert all(a["num_tokens"] < b["num_tokens"] for a, b in zip(log, log[1:]))
     assert 0 <= log[0]["mean_token_accuracy"] < log[-1]["mean_token_accuracy"] <= 1
     # The first logged loss is Eq. 4 on the first batch, worked out row by row.
@@ -89,6 +108,67 @@ def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
         scores = lhrm.score_responses(policy, [tokenizer.encode_chat(messages)], [response])
         total -= scores.log_probs.sum().item() / 16
     assert log[0]["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_eq11_the_first_logged_loss_of_hgpo_worked_out_from_its_rollout(
+    polite, lab_folder, tmp_path
+):
+    """Alg. 1 l. 5 to l. 10 once more: query by query, response by response, with one forward pass
+    each. The first update is on-policy: every ratio is 1, and the KL term 0."""
+    rows = tmp_path / "rows.jsonl"  # every even number is right: rewards differ
+    accepted = {"answer": [str(n) for n in range(0, 100, 2)]}
+    questions = [{"prompt": f"{n}+{n + 1}=", **accepted} for n in range(10)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    settings = hgpo_settings(
+        lab_folder, tmp_path / "run", model_name_or_path=str(polite), dataset_name=str(rows),
+        num_iterations=1, max_steps=1, temperature=0.8, alpha=0.6, delta=0.1, beta=0.5,
+        max_completion_length=24, seed=3,
+    )  # fmt: skip
+    hgpo.run(settings)
+    (logged,) = log_of(tmp_path / "run")
+
+    policy, tokenizer = lhrm.load_policy(polite, lhrm.start(False), False)
+    queries = read_queries(rows)
+    order = np.random.default_rng(mix_seed(3, "order", 0)).permutation(len(queries))[:4]
+    objective, swapped, tags, num_responses = 0.0, 0.0, [], 4 * 4
+    for place, query in enumerate(queries[i] for i in order):
+        prompt = tokenizer.encode_chat(query.prompt)
+        group = []  # (mode, completion, reward), think first
+        for mode in MODES:
+            seed = mix_seed(mix_seed(3, "rollout", 0, place), mode)
+            options = {"num_generations": 2, "max_new_tokens": 24, "temperature": 0.8}
+            [drawn] = generate(policy, tokenizer, [prompt], modes=[mode], seed=[seed], **options)
+            group += [(mode, c, judge(query, c, tokenizer).reward) for c in drawn]
+        means = {mode: sum(r for m, _, r in group if m == mode) / 2 for mode in MODES}
+        better = "think" if means["think"] > means["no_think"] + 0.1 else "no_think"
+        inter = [1.0 if better == m else -1.0 for m, _, _ in group]  # Eq. 9 and 10: two of four
+        intra = []
+        for mode, _, reward in group:  # Eq. 9 and 10: a pair of 1 and 0 gives 1 and −1
+            others = {r for m, _, r in group if m == mode}
+            intra.append(0.0 if len(others) == 1 else 1.0 if reward == max(others) else -1.0)
+        for i, (_, completion, _) in enumerate(group):
+            ids = torch.tensor([[*prompt, *completion.ids]])
+            scores = (policy(ids)[0, len(prompt) - 1 : -1] / 0.8).log_softmax(-1)
+            log_probs = scores.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+            ratios = (log_probs - log_probs.detach()).exp()
+            advantages = torch.full_like(ratios, intra[i])
+            advantages[0] += 0.6 * inter[i]
+            objective = objective + (ratios * advantages).sum() / num_responses  # Eq. 11
+            other = [0, 2, 1, 3][i]  # as if modes and responses had changed places
+            swapped += (intra[other] * len(ratios) + 0.6 * inter[other]) / num_responses
+            tags.append(log_probs[0].item())
+    assert logged["loss"] == pytest.approx(-objective.item(), abs=1e-5)
+    assert abs(objective.item() - swapped) > 0.1  # another order of (B, 2, G) would be seen
+    (-objective).backward()
+    norm = torch.stack([p.grad.norm() for p in policy.parameters()]).norm().item()
+    assert logged["grad_norm"] == pytest.approx(norm, rel=1e-3)
+
+    pairs = torch.tensor(tags).view(4, 2, 2)[:, :, 0]  # of each query's two tags
+    assert logged["mode/think_ratio"] == pytest.approx(pairs[:, 0].exp().mean().item(), rel=1e-4)
+    assert logged["mode/log_prob_no_think"] == pytest.approx(pairs[:, 1].mean().item(), rel=1e-4)
+    choice = pairs.softmax(-1)
+    entropy = -(choice * choice.log()).sum(-1).mean().item()
+    assert logged["mode/entropy"] == pytest.approx(entropy, rel=1e-4)
 
 
 def test_the_first_hgpo_update_is_on_policy_and_the_sampler_agrees_with_the_trainer(
@@ -152,11 +232,11 @@ def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(la
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
-    name, lab_folder, tmp_path, monkeypatch
+    name, polite, lab_folder, tmp_path, monkeypatch
 ):
     train, make_settings = RUNS[name]
     rows = few_rows(lab_folder, tmp_path, "hft" if name == "hft" else "rl")
-    common = {"dataset_name": str(rows), "save_steps": 3}
+    common = {"dataset_name": str(rows), "save_steps": 3, "model_name_or_path": str(polite)}
     if name == "hgpo":
         common["ref_model_sync_steps"] = 2  # after step 3 the reference is no longer the start
     train(make_settings(lab_folder, tmp_path / "whole", **common))
@@ -168,7 +248,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
 
     def die_in_step_5(*args):
         updates.append(1)
-        if len(updates) == (5 if name == "hft" else 9):
+        if len(updates) == (9 if name == "hgpo" else 5):  # which makes two updates a step
             raise KeyboardInterrupt
         return step(*args)
 
@@ -191,9 +271,57 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
             for timing in TIMINGS:
                 entry.pop(timing, None)
         assert logs[0] == logs[1]
-    assert not torch.equal(
-        whole["model.norm.weight"], weights(lab_folder / "base")["model.norm.weight"]
-    )
+    assert not torch.equal(whole["model.norm.weight"], weights(polite)["model.norm.weight"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_checkpoint_is_saved_every_save_steps_and_at_the_end(
+    name, polite, lab_folder, tmp_path, monkeypatch
+):
+    saved = []
+    monkeypatch.setattr(lhrm, "save_checkpoint", lambda settings, step, *_: saved.append(step))
+    train, make_settings = RUNS[name]
+    changes = {"save_steps": 2, "max_steps": 5, "model_name_or_path": str(polite)}
+    if name != "hft":
+        changes["dataset_name"] = str(few_rows(lab_folder, tmp_path, "rl"))
+    train(make_settings(lab_folder, tmp_path / "run", **changes))
+    assert saved == [2, 4, 5]
+
+
+@pytest.mark.parametrize("method", ["dpo", "rft"])
+def test_responses_are_sampled_once_and_only_what_is_missing_after_a_kill(
+    method, polite, lab_folder, tmp_path, monkeypatch
+):
+    rows = few_rows(lab_folder, tmp_path, "rl")
+    changes = {"model_name_or_path": str(polite), "dataset_name": str(rows), "max_steps": 2}
+    changes |= {"rollout_batch_size": 8}  # two queries
+    settings = baseline_settings(method, lab_folder, tmp_path / "run", **changes)
+    sample, asked = hgpo.sample_responses, []
+
+    def count(policy, tokenizer, queries, *rest):
+        asked.extend(queries)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return sample(policy, tokenizer, queries, *rest)
+
+    monkeypatch.setattr(hgpo, "sample_responses", count)
+    with pytest.raises(KeyboardInterrupt):
+        hgpo.run(settings)
+    (path,) = (tmp_path / "run").glob("samples-*.jsonl")
+    assert len(path.read_text().splitlines()) == 4
+    hgpo.run(settings)
+    assert len(asked) == 6 + 6  # two queries of the six are asked again
+    hgpo.run(settings)  # a finished run starts over, from the same samples
+    assert len(asked) == 12
+    hgpo.run(dataclasses.replace(settings, temperature=0.5))
+    assert len(asked) == 22  # samples at another temperature are others
+
+
+def test_a_baseline_without_any_row_to_learn_from_says_so(lab_folder, tmp_path):
+    rows = few_rows(lab_folder, tmp_path, "rl")  # all answers of the untrained model are malformed
+    settings = baseline_settings("rft", lab_folder, tmp_path / "run", dataset_name=str(rows))
+    with pytest.raises(InputError, match="none of 10 queries gives rft a row"):
+        hgpo.run(settings)
 
 
 def test_a_run_killed_in_its_last_evaluation_trains_no_step_again(
@@ -256,6 +384,26 @@ def test_the_lab_refuses_a_pi_hft_made_with_other_settings(lab_folder, tmp_path)
         hgpo.run(hgpo.HGPOSettings(**{**hgpo.HGPO_ON_LAB, "output_dir": str(tmp_path / "lab")}))
 
 
+def test_on_the_lab_each_method_starts_from_the_same_pi_hft_and_adds_its_results(
+    lab_folder, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "lab"
+    shutil.copytree(lab_folder, root)
+    quick = {"max_steps": 60, "batch_size": 32, "learning_rate": 1e-2}
+    monkeypatch.setattr(lhrm, "HFT_ON_LAB", lhrm.HFT_ON_LAB | quick)
+    rows = {name: str(few_rows(lab_folder, tmp_path, name)) for name in ("rl", "test")}
+    changes = {"output_dir": str(root), "max_steps": 2, "bf16": False, "eval_num_generations": 2}
+    changes |= {"dataset_name": rows["rl"], "eval_dataset_name": rows["test"]}
+    for method, (settings, on_lab) in hgpo.METHODS.items():
+        sizes = {"num_queries": 4, "per_device_train_batch_size": 8} if method == "hgpo" else {}
+        hgpo.run(settings(**{**on_lab, **changes, **sizes}))
+        assert f"{method.upper()} auto" in capsys.readouterr().out
+        recorded = json.loads((root / method / "settings.json").read_text())["settings"]
+        assert recorded["model_name_or_path"] == str(root / "hft")
+    results = json.loads((root / "results.json").read_text())
+    assert list(results) == ["hft", "hgpo", "dpo", "rft"]
+
+
 def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
     rows = few_rows(lab_folder, tmp_path, "rl")
     settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
@@ -288,13 +436,17 @@ def test_two_ranks_compute_the_gradients_of_one(lab_folder):
     assert done.stdout.count("equal") == 2
 
 
-@pytest.mark.parametrize("command", ["hft", "hgpo"])
-def test_two_ranks_end_where_one_does(command, lab_folder, tmp_path):
-    settings = ["--model_name_or_path", lab_folder / "base", "--max_steps", 3]
+@pytest.mark.parametrize("command", RUNS)
+def test_two_ranks_end_where_one_does(command, polite, lab_folder, tmp_path):
+    settings = ["--model_name_or_path", polite, "--max_steps", 3]
     settings += ["--per_device_train_batch_size", 4, "--learning_rate", 1e-3]
     if command == "hft":
         script = ["lhrm.py", "hft", "--batch_size", 8, "--logging_steps", 1]
-        settings += ["--dataset_name", lab_folder / "data" / "hft.jsonl"]
+        settings += ["--dataset_name", lab_folder / "data" / "hft_2000.jsonl"]
+    elif command in ("dpo", "rft"):
+        script = ["hgpo.py", "--method", command, "--batch_size", 8, "--logging_steps", 1]
+        script += ["--max_completion_length", 24]
+        settings += ["--dataset_name", few_rows(lab_folder, tmp_path, "rl")]
     else:
         script = [
             "hgpo.py",
@@ -336,6 +488,9 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
         (["hgpo.py", "--num_generations", "3"], "num_generations = 3 must be even"),
         (["hgpo.py", "--beta", "much"], "invalid float value: 'much'"),
         (["hgpo.py", "--estimator", "ppo"], "invalid choice: 'ppo'"),
+        (["hgpo.py", "--method", "ppo"], "invalid choice: 'ppo'"),
+        (["hgpo.py", "--method", "dpo", "--delta", "1"], "unrecognized arguments: --delta 1"),
+        (["hgpo.py", "--method", "rft", "--num_generations", "0"], "must be at least 1"),
         (
             ["hgpo.py", "--num_queries", "7", "--per_device_train_batch_size", "5"],
             "does not divide",
