@@ -564,7 +564,9 @@ def sample_once(
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):
             asked = [queries[q] for q in part]
             seeds = [mix_seed(settings.seed, "sample", q) for q in part]
-            rollout = sample_responses(policy, tokenizer, asked, seeds, settings, reward_model)
+            rollout = sample_responses(  # Eq. 14
+                policy, tokenizer, asked, seeds, settings, reward_model
+            )
             for i, q in zip(range(0, len(part) * n, n), part):
                 rewards = rollout.rewards.flatten()[i : i + n].tolist()
                 sampled = Sampled(rollout.prompts[i], rollout.responses[i : i + n], rewards)

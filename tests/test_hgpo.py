@@ -46,9 +46,11 @@ def test_eq9_inter_rewards_go_to_the_mode_with_the_higher_mean_after_delta(delta
 
 
 def test_eq9_a_tie_up_to_rounding_rewards_both_modes():
-    rewards = torch.tensor([[[0.8] * 4, [0.6] * 4]])  # 0.6 + 0.2 is not 0.8 in fp32
-    assert inter_rewards(rewards, 0.2).min() == 1
-    assert torch.equal(inter_advantages(rewards, 0.2), torch.zeros(1, 2, 4))
+    rewards = torch.tensor([[[0.7, 0.2], [0.15, 0.15]]])
+    think, no_think = mean_rewards(rewards)[0]
+    assert think != no_think + 0.3  # 0.45 and 0.15 + 0.3 are not the same in fp32
+    assert inter_rewards(rewards, 0.3).min() == 1
+    assert torch.equal(inter_advantages(rewards, 0.3), torch.zeros(1, 2, 2))
 
 
 def test_eq9_intra_rewards_go_to_every_response_at_the_maximum_of_its_mode():

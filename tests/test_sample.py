@@ -23,7 +23,7 @@ def flat(groups):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_sampled_log_probs_equal_one_uncached_forward_of_a_ragged_batch(model, temperature):
+def test_eq1_sampled_log_probs_equal_one_uncached_forward_of_a_ragged_batch(model, temperature):
     groups = generate(
         model,
         IDS,

@@ -6,10 +6,10 @@ import pytest
 import tokenizers
 from conftest import assert_transformers_generates_the_same, bare_tokenizer, tiny_model
 
+import lhrm
 from data.cli import InputError
 from data.modes import MODES
 from data.tokenizer import CHATML, ChatFormat, Tokenizer, learn_format
-from model import Transformer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 QUESTION = {"role": "user", "content": "2+2?"}
@@ -130,12 +130,14 @@ def checkpoint(folder, family="chatml", model_type="llama"):
 
 
 def export(source, folder):
-    """What training leaves of a checkpoint."""
-    tokenizer, model = Tokenizer.from_pretrained(source), Transformer.from_pretrained(source)
-    model.fit_vocabulary(tokenizer)
-    folder.mkdir()
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    """What Hybrid Fine-Tuning leaves of a checkpoint."""
+    rows = source / "rows.jsonl"
+    rows.write_text('{"prompt": "2+2?", "answer": "4"}\n')
+    settings = lhrm.HFTSettings(
+        model_name_or_path=str(source), dataset_name=str(rows), output_dir=str(folder),
+        max_steps=1, batch_size=1, bf16=False,
+    )  # fmt: skip
+    lhrm.hft(settings)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -382,6 +383,42 @@ def test_the_lab_refuses_a_pi_hft_made_with_other_settings(lab_folder, tmp_path)
     lhrm.hft(settings)
     with pytest.raises(InputError, match="hft was made with max_steps = 1, not 0"):
         hgpo.run(hgpo.HGPOSettings(**{**hgpo.HGPO_ON_LAB, "output_dir": str(tmp_path / "lab")}))
+
+
+def test_eq19_dpo_starts_at_log_2_and_learns_the_pairs(polite, lab_folder, tmp_path):
+    """π_θ is π_HFT at first, so that every margin is 0."""
+    changes = {"model_name_or_path": str(polite), "max_steps": 20, "batch_size": 8}
+    rows = few_rows(lab_folder, tmp_path, "rl")
+    hgpo.run(
+        baseline_settings("dpo", lab_folder, tmp_path / "run", dataset_name=str(rows), **changes)
+    )
+    log = log_of(tmp_path / "run")
+    assert log[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert log[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert log[-1]["loss"] < 0.5 and log[-1]["rewards/accuracies"] == 1
+    assert log[-1]["rewards/chosen"] > log[-1]["rewards/rejected"]
+
+
+def test_eq21_the_first_logged_loss_of_rft_is_eq4_on_the_best_responses(
+    polite, lab_folder, tmp_path
+):
+    rows = few_rows(lab_folder, tmp_path, "rl")
+    changes = {"model_name_or_path": str(polite), "dataset_name": str(rows), "max_steps": 1}
+    hgpo.run(baseline_settings("rft", lab_folder, tmp_path / "run", **changes))
+    (path,) = (tmp_path / "run").glob("samples-*.jsonl")
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["index"] for row in samples] == list(range(10))
+    best = []  # (prompt, response): of the highest reward, the shorter, the first
+    for row in samples:
+        if (highest := max(row["rewards"])) > 0:
+            right = [r for r, x in zip(row["responses"], row["rewards"]) if x == highest]
+            best.append((row["prompt"], min(right, key=len)))
+    policy, _ = lhrm.load_policy(polite, lhrm.start(False), False)
+    total = 0.0
+    for i in lhrm.batch_indices(len(best), 4, 0, seed=0):
+        scores = lhrm.score_responses(policy, [best[i][0]], [best[i][1]])
+        total -= scores.log_probs.sum().item() / 4
+    assert log_of(tmp_path / "run")[0]["loss"] == pytest.approx(total, rel=1e-4)
 
 
 def test_on_the_lab_each_method_starts_from_the_same_pi_hft_and_adds_its_results(
