@@ -214,12 +214,14 @@ def rft_choices(rewards: Tensor, lengths: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------------------- settings
 
+METHOD = ("Alg. 1 or a baseline of App. A; each has settings of its own", ("hgpo", "dpo", "rft"))
+
 
 @dataclass
 class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
     """The settings of every way to train π_HFT further."""
 
-    method: str = setting("hgpo", "Alg. 1 or a baseline of App. A", ("hgpo", "dpo", "rft"))
+    method: str = setting("hgpo", *METHOD)
     model_name_or_path: str | None = setting(None, "π_HFT, a model folder; none: the lab")
     dataset_name: str | None = setting(None, "queries to train on, .jsonl or .jsonl.gz")
     eval_dataset_name: str | None = setting(None, "queries to evaluate on before and after")
@@ -232,8 +234,7 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
 @dataclass
 class HGPOSettings(PolicyOptions):
     """Hybrid Group Policy Optimization (Alg. 1). Without --model_name_or_path it runs the lab, HFT
-    first. Each method has settings of its own, and on the lab a folder of its own: try --method dpo
-    --help."""
+    first. See --method dpo --help and --method rft --help for the baselines."""
 
     output_dir: str = setting("runs/hgpo", "folder for the model, the log and the checkpoints")
     max_steps: int = setting(300, "steps, M·I of Alg. 1")
@@ -249,7 +250,7 @@ class HGPOSettings(PolicyOptions):
     loss_type: str = setting("hgpo", "what divides Eq. 11's sum over tokens", LOSS_TYPES)
     per_device_train_batch_size: int = setting(8, "responses in one forward and backward pass")
     learning_rate: float = setting(1e-6, "peak learning rate")
-    lr_scheduler_type: str = setting("constant", "rate after the warm-up", ("constant", "cosine"))
+    lr_scheduler_type: str = setting("constant", "what follows the warm-up", ("constant", "cosine"))
     warmup_ratio: float = setting(0.0, "share of steps in which the rate rises", maximum=1)
     eval_steps: int = setting(0, "steps between evaluations; 0: before and after only")
 
@@ -258,7 +259,7 @@ class HGPOSettings(PolicyOptions):
 class RFTSettings(PolicyOptions, lhrm.SupervisedOptions):
     """The RFT baseline (App. A): sample once, then fine-tune on the best response to each query."""
 
-    method: str = setting("rft", "this baseline", ("rft",))
+    method: str = setting("rft", *METHOD)
     output_dir: str = setting("runs/rft", "folder for the model, the log and the checkpoints")
     learning_rate: float = setting(1e-5, "peak learning rate")
 
@@ -268,7 +269,7 @@ class DPOSettings(PolicyOptions, lhrm.SupervisedOptions):
     """The DPO baseline (App. A): sample once, then prefer the best response of a query's better
     mode to the worst of its other mode."""
 
-    method: str = setting("dpo", "this baseline", ("dpo",))
+    method: str = setting("dpo", *METHOD)
     output_dir: str = setting("runs/dpo", "folder for the model, the log and the checkpoints")
     num_train_epochs: int = setting(1, "passes over the pairs")
     learning_rate: float = setting(1e-6, "peak learning rate")
@@ -278,11 +279,11 @@ class DPOSettings(PolicyOptions, lhrm.SupervisedOptions):
 ON_LAB = {  # the defaults that are others on the lab, for all three methods
     "output_dir": "runs/lab", "eval_domain": "maths", "eval_num_generations": 16,
     "eval_batch_size": 1536, "rollout_batch_size": 384, "max_completion_length": 64,
-    "gradient_checkpointing": False, "learning_rate": 5e-4,
+    "gradient_checkpointing": False,
 }  # fmt: skip
 HGPO_ON_LAB = {
     **ON_LAB, "max_steps": 120, "num_queries": 48, "num_generations": 8, "beta": 0.03,
-    "lr_scheduler_type": "cosine", "per_device_train_batch_size": 96,
+    "learning_rate": 5e-4, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 96,
 }  # fmt: skip
 BASELINE_ON_LAB = {**ON_LAB, "batch_size": 48, "per_device_train_batch_size": 48}
 METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
@@ -562,11 +563,9 @@ def sample_once(
     bar = progress(None, "sampling", total=len(mine), unit="query")
     with lhrm.gathered(policy), bar:
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):
-            asked = [queries[q] for q in part]
+            asked = [queries[q] for q in part]  # Eq. 14: O(q) of each
             seeds = [mix_seed(settings.seed, "sample", q) for q in part]
-            rollout = sample_responses(  # Eq. 14
-                policy, tokenizer, asked, seeds, settings, reward_model
-            )
+            rollout = sample_responses(policy, tokenizer, asked, seeds, settings, reward_model)
             for i, q in zip(range(0, len(part) * n, n), part):
                 rewards = rollout.rewards.flatten()[i : i + n].tolist()
                 sampled = Sampled(rollout.prompts[i], rollout.responses[i : i + n], rewards)

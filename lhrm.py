@@ -182,7 +182,7 @@ class TrainOptions:
     max_steps: int = setting(0, "stop after so many steps; 0: after num_train_epochs")
     per_device_train_batch_size: int = setting(1, "rows in one forward and backward pass")
     learning_rate: float = setting(1e-4, "peak learning rate")
-    lr_scheduler_type: str = setting("cosine", "rate after the warm-up", ("cosine", "constant"))
+    lr_scheduler_type: str = setting("cosine", "what follows the warm-up", ("cosine", "constant"))
     warmup_ratio: float = setting(0.1, "share of steps in which the rate rises", maximum=1)
     weight_decay: float = setting(0.0, "weight decay of AdamW, on matrices only")
     max_grad_norm: float = setting(1.0, "largest gradient norm, to which it is clipped; 0: any")
@@ -875,8 +875,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def refuse_unfinished(folder: Path, resume: bool) -> None:
     """Raise InputError if the folder holds an unfinished run, unless it is to be resumed."""
     if (newest := newest_checkpoint(folder)) and not resume:
-        ways = f"go on with --resume_from_checkpoint, or delete {newest}"
-        raise InputError(f"{folder} holds an unfinished run: {ways}")
+        advice = f"go on with --resume_from_checkpoint, or delete {newest}"
+        raise InputError(f"{folder} holds an unfinished run: {advice}")
 
 
 def load_checkpoint(

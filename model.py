@@ -411,8 +411,8 @@ class Config:
                 f"rope scaling {self.rope_scaling} makes no sense: {error!r}"
             ) from None
         turns = [context * f / (2 * math.pi) for f in plain]  # within the first context
-        kept = [min(max((n - low) / (high - low), 0.0), 1.0) for n in turns]
-        return [f * k + f / factor * (1 - k) for f, k in zip(plain, kept)]
+        unscaled = [min(max((n - low) / (high - low), 0.0), 1.0) for n in turns]  # share
+        return [f * share + f / factor * (1 - share) for f, share in zip(plain, unscaled)]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Config:

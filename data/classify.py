@@ -90,11 +90,11 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def predict(self, texts: Sequence[str]) -> list[float]:
         """The probability that each query is complex, the classes being equally frequent."""
-        scores: list[float] = []
+        complexities: list[float] = []
         for start in range(0, len(texts), PREDICT_BATCH):
             bags = [self.ngram_ids(text) for text in texts[start : start + PREDICT_BATCH]]
-            scores += self(bags).sigmoid().tolist()
-        return scores
+            complexities += self(bags).sigmoid().tolist()
+        return complexities
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write classifier.json, the sizes, and classifier.safetensors, each whole or not."""
