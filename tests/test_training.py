@@ -111,8 +111,11 @@ def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
     assert log[0]["loss"] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "worst", "gamma"), [("grpo", -1, 1.0), ("reinforce++", 0, 0.99)]
+)
 def test_eq11_the_first_logged_loss_of_hgpo_worked_out_from_its_rollout(
-    polite, lab_folder, tmp_path
+    polite, lab_folder, tmp_path, estimator, worst, gamma
 ):
     """Alg. 1 l. 5 to l. 10 once more: query by query, response by response, with one forward pass
     each. The first update is on-policy: every ratio is 1, and the KL term 0."""
@@ -123,7 +126,7 @@ def test_eq11_the_first_logged_loss_of_hgpo_worked_out_from_its_rollout(
     settings = hgpo_settings(
         lab_folder, tmp_path / "run", model_name_or_path=str(polite), dataset_name=str(rows),
         num_iterations=1, max_steps=1, temperature=0.8, alpha=0.6, delta=0.1, beta=0.5,
-        max_completion_length=24, seed=3,
+        max_completion_length=24, seed=3, estimator=estimator,
     )  # fmt: skip
     hgpo.run(settings)
     (logged,) = log_of(tmp_path / "run")
@@ -142,24 +145,25 @@ def test_eq11_the_first_logged_loss_of_hgpo_worked_out_from_its_rollout(
             group += [(mode, c, judge(query, c, tokenizer).reward) for c in drawn]
         means = {mode: sum(r for m, _, r in group if m == mode) / 2 for mode in MODES}
         better = "think" if means["think"] > means["no_think"] + 0.1 else "no_think"
-        inter = [1.0 if better == m else -1.0 for m, _, _ in group]  # Eq. 9 and 10: two of four
+        # Eq. 9 and 10: two of four win; of a pair that differs, one. Eq. 22 takes no mean off.
+        inter = [1 if better == m else worst for m, _, _ in group]
         intra = []
-        for mode, _, reward in group:  # Eq. 9 and 10: a pair of 1 and 0 gives 1 and −1
+        for mode, _, reward in group:
             others = {r for m, _, r in group if m == mode}
-            intra.append(0.0 if len(others) == 1 else 1.0 if reward == max(others) else -1.0)
+            intra.append(0 if len(others) == 1 else 1 if reward == max(others) else worst)
         for i, (_, completion, _) in enumerate(group):
             ids = torch.tensor([[*prompt, *completion.ids]])
             scores = (policy(ids)[0, len(prompt) - 1 : -1] / 0.8).log_softmax(-1)
             log_probs = scores.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
             ratios = (log_probs - log_probs.detach()).exp()
-            advantages = torch.full_like(ratios, intra[i])
+            advantages = intra[i] * gamma ** torch.arange(len(ratios)).flip(0)  # Eq. 22
             advantages[0] += 0.6 * inter[i]
             objective = objective + (ratios * advantages).sum() / num_responses  # Eq. 11
             other = [0, 2, 1, 3][i]  # as if modes and responses had changed places
             swapped += (intra[other] * len(ratios) + 0.6 * inter[other]) / num_responses
             tags.append(log_probs[0].item())
     assert logged["loss"] == pytest.approx(-objective.item(), abs=1e-5)
-    assert abs(objective.item() - swapped) > 0.1  # another order of (B, 2, G) would be seen
+    assert abs(objective.item() - swapped) > 0.05  # another order of (B, 2, G) would be seen
     (-objective).backward()
     norm = torch.stack([p.grad.norm() for p in policy.parameters()]).norm().item()
     assert logged["grad_norm"] == pytest.approx(norm, rel=1e-3)
