@@ -1,11 +1,11 @@
-"""Hybrid Group Policy Optimization (Alg. 1), which learns when to think; baselines of App. A.
+"""Hybrid Group Policy Optimization (HGPO, Alg. 1) and the baselines of App. A, DPO and RFT.
 
     python hgpo.py                                     # the lab: HFT, evaluation, HGPO, evaluation
     python hgpo.py --method dpo                        # the same with DPO, or rft
     torchrun --nproc_per_node=8 hgpo.py --model_name_or_path DIR --dataset_name rl.jsonl
 
 Shapes: B queries, 2 modes (0 think, 1 no_think), G = N/2 responses a mode, R = B·2·G responses,
-T response tokens. The mode tag is the token t = 1 of the paper and of our prose: index 0 in code.
+T response tokens. The mode tag is token t = 1 in the paper and in comments, index 0 in code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lhrm import Runtime
 from model import Transformer
 from sample import mix_seed
 
-# -------------------------------------------------------------- rewards and advantages, Eq. 8 to 10
+# ------------------------------------------------------ rewards and advantages, Eq. 8 to 10, 22, 23
 
 ESTIMATORS = {"grpo": 1.0, "rloo": 1.0, "reinforce++": 0.99}  # of advantages, with the usual γ
 
@@ -48,9 +48,9 @@ def mean_rewards(rewards: Tensor) -> Tensor:
 
 def inter_rewards(rewards: Tensor, delta: float) -> Tensor:
     """r_inter: 1 for each response of the mode with the higher mean reward, after adding δ to
-    no_think's. Where the two sides are equal to 1e-6, both modes get 1. (B, 2, G) -> same."""
+    no_think's. Where the two sides are equal within 1e-6, both modes get 1. (B, 2, G) -> same."""
     contest = mean_rewards(rewards)  # (B, 2)
-    contest[:, NO_THINK] += delta  # R̄^⊢ against R̄^⊬ + δ
+    contest[:, NO_THINK] += delta  # Eq. 9: R̄^⊢ against R̄^⊬ + δ
     better = contest >= contest.amax(-1, keepdim=True) - 1e-6  # Eq. 9, argmax
     return better[:, :, None].expand(rewards.shape).to(rewards.dtype)
 
@@ -64,8 +64,8 @@ def group_advantages(rewards: Tensor, estimator: str) -> Tensor:
     """Advantages of 0/1 rewards within each group, the last dimension: (…, n) -> same.
 
     grpo: (r − mean) / std with the population std (Eq. 10). rloo: r − mean of the others (Eq. 23).
-    reinforce++: r itself (Eq. 22). A group of equal rewards, or of a single response, has no
-    preference to teach: its advantages are exactly 0, whatever the estimator.
+    reinforce++: r itself (Eq. 22). A group of equal rewards, or of a single response, teaches
+    nothing: its advantages are exactly 0, whatever the estimator.
     """
     if estimator == "grpo":
         mean = rewards.mean(-1, keepdim=True)
@@ -84,14 +84,14 @@ def group_advantages(rewards: Tensor, estimator: str) -> Tensor:
 
 
 def intra_advantages(rewards: Tensor, estimator: str = "grpo") -> Tensor:
-    """A_intra: of each response among the G of its mode (Eq. 10, 22, 23). (B, 2, G) -> same."""
-    return group_advantages(intra_rewards(rewards), estimator)
+    """A_intra, of each response among the G of its mode. (B, 2, G) -> same."""
+    return group_advantages(intra_rewards(rewards), estimator)  # Eq. 10, 22, 23: over a mode
 
 
 def inter_advantages(rewards: Tensor, delta: float, estimator: str = "grpo") -> Tensor:
-    """A_inter: of each response among all N of its query (Eq. 10, 22, 23). (B, 2, G) -> same."""
+    """A_inter, of each response among all N of its query. (B, 2, G) -> same."""
     values = inter_rewards(rewards, delta).flatten(1)  # (B, N)
-    return group_advantages(values, estimator).view(rewards.shape)
+    return group_advantages(values, estimator).view(rewards.shape)  # Eq. 10, 22, 23: over all N
 
 
 def token_advantages(
@@ -105,9 +105,9 @@ def token_advantages(
     t = torch.arange(int(lengths.max()), device=lengths.device)  # (T,)
     inside = t < lengths[:, None]  # (R, T)
     remaining = (lengths[:, None] - 1 - t).clamp_min(0)  # |o_i| − t; the paper's t starts at 1
-    advantages = intra.flatten()[:, None] * gamma**remaining  # Eq. 22; gamma = 1: Eq. 10
+    advantages = intra.flatten()[:, None] * gamma**remaining  # Eq. 22; with γ = 1: Eq. 10, 23
     is_tag = t == 0  # o_i^t ∈ Φ
-    advantages = advantages + is_tag * alpha * inter.flatten()[:, None]  # Eq. 10
+    advantages = advantages + is_tag * alpha * inter.flatten()[:, None]  # Eq. 10, 22, 23
     return torch.where(inside, advantages, 0.0)
 
 
@@ -131,18 +131,19 @@ def policy_loss(
     epsilon: float,
     beta: float,
 ) -> Tensor:
-    """−J(θ) of Eq. 11, to minimise. All (R, T) -> scalar.
+    """−J(θ) of Eq. 11, to minimise. Tensors (R, T), of a micro-batch -> scalar.
 
-    weights: of each token, by `loss_weights`, 0 past a response's end. They hold the divisors of
-    the whole step, so that the losses of its micro-batches and ranks add up to the whole.
+    weights: of each token, by `loss_weights`, 0 past a response's end. They are already divided by
+    the counts of the whole step, so that the losses of its micro-batches and ranks add up to it.
     ref_log_probs: None where beta is 0.
     """
-    ratio = (log_probs - old_log_probs).exp()  # ρ_t
+    ratio = (log_probs - old_log_probs).exp()  # Eq. 11, ρ_t
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
-    objective = torch.minimum(ratio * advantages, clipped * advantages)
+    objective = torch.minimum(ratio * advantages, clipped * advantages)  # Eq. 11, min
     if ref_log_probs is not None:
-        objective = objective - beta * kl_divergence(log_probs, ref_log_probs)
-    return -torch.where(weights != 0, objective * weights, 0.0).sum()  # Eq. 11; as 0 · inf is NaN
+        objective = objective - beta * kl_divergence(log_probs, ref_log_probs)  # Eq. 11, KL
+    inside = weights != 0  # what lies past a response's end may be inf, and 0 · inf is NaN
+    return -torch.where(inside, objective * weights, 0.0).sum()  # Eq. 11, sums
 
 
 def loss_weights(
@@ -150,9 +151,9 @@ def loss_weights(
 ) -> Tensor:
     """Weight of each token in Eq. 11's sum over responses and tokens: (R,) int -> (R, T).
 
-    hgpo: 1/N, the sum as the paper writes it. grpo: 1/(N·|o_i|), a mean over each response. dapo:
-    a mean over all `num_tokens` tokens of the step. dr_grpo: 1/(N·max_tokens), a constant. N is
-    `num_responses`: those of the whole step, on all ranks.
+    With n = `num_responses`, all B·N of the step, on all ranks: hgpo: 1/n, the paper's sum over
+    tokens. grpo: 1/(n·|o_i|), a mean over each response. dapo: 1/`num_tokens`, a mean over all
+    tokens of the step. dr_grpo: 1/(n·max_tokens), a constant.
     """
     inside = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     divisors = {
@@ -161,27 +162,27 @@ def loss_weights(
         "dapo": torch.tensor(num_tokens),
         "dr_grpo": torch.tensor(num_responses * max_tokens),
     }
-    return inside / divisors[loss_type]
+    return inside / divisors[loss_type]  # Eq. 11, what divides the sums
 
 
-# ----------------------------------------------------------- the baselines of App. A, Eq. 17 to 21
+# ----------------------------------------------------------- the baselines of App. A, Eq. 16 to 20
 
 
 NO_RESPONSE = -1  # in the place of a response, where a query gives none
 
 
 def best_place(rewards: Tensor, lengths: Tensor) -> Tensor:
-    """The place of the highest reward, at a tie of the shorter response, or else of the first.
+    """The place of the highest reward. Ties go to the shorter response, then to the first.
     (B, n) each -> (B,) int."""
     highest = rewards == rewards.amax(-1, keepdim=True)
-    return torch.where(highest, lengths.double(), math.inf).argmin(-1)
+    return torch.where(highest, lengths.double(), math.inf).argmin(-1)  # Eq. 18, 20: argmax
 
 
 def dpo_pairs(rewards: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The preferred and the dispreferred response of each query, o_w and o_l (Eq. 17, 18).
 
-    rewards, lengths: (B, 2, G) -> two of (B,) int, places among the 2G responses of a query.
-    NO_RESPONSE where the mean rewards of the modes are equal to 1e-6.
+    rewards, lengths: (B, 2, G) -> two tensors (B,), int: places among the 2G responses of a query,
+    NO_RESPONSE where the mean rewards of the modes are equal within 1e-6.
     """
     means = mean_rewards(rewards)  # (B, 2)  Eq. 16
     better, worse = means.argmax(-1), means.argmin(-1)  # Eq. 17, m_w and m_l
@@ -297,7 +298,7 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 
 
 class Rollout(NamedTuple):
-    """This rank's responses, R = B·2·G: those to a query come together, its think ones first."""
+    """The responses to this rank's B queries, R = B·2·G: query by query, thinking ones first."""
 
     prompts: list[list[int]]
     responses: list[list[int]]  # the sampled ids, mode tag first: never encoded from text again
@@ -331,15 +332,16 @@ def sample_responses(
     n = settings.num_generations
     prompts = [tokenizer.encode_chat(query.prompt) for query in queries]
     asked = [
-        lhrm.Asked(query, prompt, mode, mix_seed(seed, mode))  # Eq. 5
+        lhrm.Asked(query, prompt, mode, mix_seed(seed, mode))  # Eq. 5: in each mode …
         for query, prompt, seed in zip(queries, prompts, seeds)
         for mode in MODES
     ]
     size = max(1, settings.rollout_batch_size // n) * len(MODES)
-    answers = []  # Eq. 6: O(q) of one query after the other
+    each = n // len(MODES)  # Eq. 5: … N/2 responses
+    answers = []
     for i in range(0, len(asked), size):
-        part, each = asked[i : i + size], n // len(MODES)
-        answers += lhrm.answer(
+        part = asked[i : i + size]
+        answers += lhrm.answer(  # Eq. 6: O(q), one query after the other
             policy, tokenizer, part, settings, reward_model, each, settings.temperature
         )
     device = next(policy.parameters()).device
@@ -382,19 +384,19 @@ def train(
     gamma = ESTIMATORS[settings.estimator] if settings.gamma is None else settings.gamma
 
     bar = progress(range(first, steps), "HGPO", initial=first, total=steps, unit="step")
-    for step in bar:  # l. 2 and 4: I iterations of M steps
+    for step in bar:  # l. 2 and 4 in one loop: I iterations of M steps
         began = time.perf_counter()
         if reference and sync_steps and step % sync_steps == 0:
             reference.load_state_dict(policy.state_dict())  # l. 3: π_ref ← π_θ
         batch, seeds = draw_queries(queries, step, settings, runtime)  # l. 5
-        with lhrm.gathered(policy):  # l. 6: π_old ← π_θ, which samples and then changes
-            rollout = sample_responses(  # l. 6 and 7: Eq. 5 to 7
+        with lhrm.gathered(policy):
+            rollout = sample_responses(  # l. 6: π_old, which π_θ still is, samples; l. 7: rewards
                 policy, tokenizer, batch, seeds, settings, reward_model
             )
         sampled = time.perf_counter()
-        intra = intra_advantages(rollout.rewards, settings.estimator)  # l. 8 and 9: Eq. 8 to 10
-        inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)
-        advantages = token_advantages(intra, inter, rollout.lengths, settings.alpha, gamma)
+        intra = intra_advantages(rollout.rewards, settings.estimator)  # l. 8, 9
+        inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)  # l. 8, 9
+        advantages = token_advantages(intra, inter, rollout.lengths, settings.alpha, gamma)  # l. 9
         num_tokens, num_prompt_tokens = rollout.count_tokens(runtime)
         weights = loss_weights(
             rollout.lengths, settings.loss_type, num_responses, num_tokens,
@@ -444,8 +446,8 @@ def accumulate_gradients(
 ) -> Tensor:
     """Add the gradient of −J(θ) over this rank's responses (Eq. 11, 12); returns their TOTALS.
 
-    advantages, weights: (R, T). The first update also writes the log-probs by π_old, which π_θ
-    still is then, and by π_ref into the rollout.
+    advantages, weights: (R, T). In the first update π_θ still is π_old: its log-probs are kept in
+    the rollout, and those of π_ref.
     """
     totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
     size = lhrm.micro_batch_size(
@@ -454,9 +456,9 @@ def accumulate_gradients(
     lengths = [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses)]
     for part in lhrm.micro_batches(lengths, size):
         now = rollout.scores(policy, part, settings.temperature)
-        where = part, slice(now.mask.shape[1])  # up to the end of the longest of these responses
+        where = (part, slice(now.mask.shape[1]))  # up to the end of the longest of these responses
         if first_update:
-            rollout.old_log_probs[where] = now.log_probs.detach()
+            rollout.old_log_probs[where] = now.log_probs.detach()  # l. 6: π_old ← π_θ
             if reference:
                 with torch.no_grad():
                     frozen = rollout.scores(reference, part, settings.temperature)
@@ -512,7 +514,7 @@ def record_step(
     bar: Any,
     runtime: Runtime,
 ) -> None:
-    """Log a step, show it on the progress bar, and warn of a mode that is dying out.
+    """Log a step, show it on the progress bar, and warn of a mode that is hardly chosen any more.
 
     totals: this rank's TOTALS. figures: those that do not follow from TOTALS and rollout.
     """
@@ -528,7 +530,7 @@ def record_step(
         report.warn_of_collapse(step, metrics, bar.write)
 
 
-# ------------------------------------------------------------------------ DPO and RFT, Eq. 14 to 21
+# ---------------------------------------------------------- training by DPO and RFT, Eq. 14, 15, 21
 
 
 class Sampled(NamedTuple):
@@ -549,8 +551,8 @@ def sample_once(
 ) -> list[Sampled]:
     """Every query's responses by π_HFT and their rewards (Eq. 14, 15), on every rank.
 
-    They are kept in samples-*.jsonl in `output_dir`, where a run that goes on finds them. The file
-    names depend on all that the samples depend on, so that no others are taken for them.
+    They are kept in samples-*.jsonl in `output_dir`, where a resumed run reads them. A hash of all
+    that they depend on is part of the names, so that a run never reads the samples of another.
     """
     n, folder = settings.num_generations, Path(settings.output_dir)
     models = report.model_files([settings.model_name_or_path, settings.reward_model_name_or_path])
@@ -563,11 +565,13 @@ def sample_once(
     bar = progress(None, "sampling", total=len(mine), unit="query")
     with lhrm.gathered(policy), bar:
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):
-            asked = [queries[q] for q in part]  # Eq. 14: O(q) of each
+            batch = [queries[q] for q in part]
             seeds = [mix_seed(settings.seed, "sample", q) for q in part]
-            rollout = sample_responses(policy, tokenizer, asked, seeds, settings, reward_model)
+            rollout = sample_responses(  # Eq. 14: O(q) of each
+                policy, tokenizer, batch, seeds, settings, reward_model
+            )
             for i, q in zip(range(0, len(part) * n, n), part):
-                rewards = rollout.rewards.flatten()[i : i + n].tolist()
+                rewards = rollout.rewards.flatten()[i : i + n].tolist()  # Eq. 15
                 sampled = Sampled(rollout.prompts[i], rollout.responses[i : i + n], rewards)
                 done.add(q, sampled._asdict())
             bar.update(len(part))
@@ -613,12 +617,12 @@ def dpo_batch_loss(
         ref_chosen, ref_rejected = log_probs(reference)
     loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta) * len(rows) / num_rows
     with torch.no_grad():
-        better, worse = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+        gain_w, gain_l = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
         sums = {
-            "rewards/accuracies": (better > worse).sum(),
-            "rewards/chosen": better.sum(),
-            "rewards/rejected": worse.sum(),
-            "rewards/margins": (better - worse).sum(),
+            "rewards/accuracies": (gain_w > gain_l).sum(),
+            "rewards/chosen": gain_w.sum(),
+            "rewards/rejected": gain_l.sum(),
+            "rewards/margins": (gain_w - gain_l).sum(),
             "logps/chosen": chosen.sum(),
             "logps/rejected": rejected.sum(),
         }
@@ -643,7 +647,7 @@ def train_baseline(
         print(f"{len(rows)} of {len(samples)} queries give a row")
     batch_loss = lhrm.hft_batch_loss  # Eq. 21, which is Eq. 4 on D_RFT
     if isinstance(settings, DPOSettings) and reference:
-        batch_loss = functools.partial(dpo_batch_loss, reference, settings.beta)  # Eq. 19
+        batch_loss = functools.partial(dpo_batch_loss, reference, settings.beta)
     lhrm.fine_tune(policy, rows, batch_loss, settings, runtime, settings.method.upper())
 
 
@@ -682,7 +686,7 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     )
     policy, tokenizer = lhrm.load_policy(source, runtime, settings.gradient_checkpointing)  # l. 1
     reference = None
-    if not isinstance(settings, RFTSettings) and settings.beta:  # a frozen copy of π_HFT
+    if not isinstance(settings, RFTSettings) and settings.beta:  # l. 3: π_ref ← π_HFT, frozen
         reference, _ = lhrm.load_policy(source, runtime, False)
         reference.requires_grad_(False)
     derived = {
@@ -726,7 +730,7 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
 
 
 def lab_with_pi_hft(settings: Any, folder: Path, runtime: Runtime) -> Any:
-    """Settings that name the lab's data and its π_HFT, fine-tuned now if it is not there."""
+    """Settings with the paths of the lab's data and of its π_HFT; runs HFT first if needed."""
     root = Path(settings.output_dir)
     files = lhrm.write_lab(root, settings.seed, runtime)
     hft = lhrm.HFTSettings(

@@ -56,16 +56,16 @@ MAX_LOGITS = 2**25  # number of logits that are held at once for log-probs: 128 
 
 
 def best_modes(rewards: Tensor, lengths: Tensor, margin: float) -> Tensor:
-    """The better mode of each query, THINK or NO_THINK: m_gt of §2.4, the sampled m* of Eq. 2.
+    """The better mode of each query, THINK or NO_THINK: m_gt of §2.4, the m* of Eq. 2 by samples.
 
     rewards, lengths: (K, 2, G), of the forced responses -> (K,) int. The better mode has the higher
     mean reward; where the means are equal or closer than `margin`, the shorter mean response; where
     these are equal too, it is no_think.
     """
-    mean_rewards, mean_lengths = rewards.double().mean(-1), lengths.double().mean(-1)  # (K, 2)
-    gap = (mean_rewards[:, THINK] - mean_rewards[:, NO_THINK]).abs()
+    means, mean_lengths = rewards.double().mean(-1), lengths.double().mean(-1)  # (K, 2)  Eq. 2, E
+    gap = (means[:, THINK] - means[:, NO_THINK]).abs()
     tie = (gap < 1e-6) | (gap < margin - 1e-6)  # 1e-6: a mean of floats is not exact
-    utility = torch.where(tie[:, None], -mean_lengths, mean_rewards)  # (K, 2)
+    utility = torch.where(tie[:, None], -mean_lengths, means)  # (K, 2); ties: §2.4
     return torch.where(utility[:, THINK] > utility[:, NO_THINK], THINK, NO_THINK)  # Eq. 2, argmax
 
 
@@ -117,7 +117,7 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
             "malformed_ratio": mean(1 - grid(records, setup, "well_formed")),
         }
         if forced:
-            right = (chosen == best_modes(*forced, margin)[:, None]).double()
+            right = (chosen == best_modes(*forced, margin)[:, None]).double()  # as in Eq. 13
             values["hybrid_accuracy"] = hybrid_accuracy(*forced, chosen, margin)
             values["hybrid_accuracy_interval"] = report.bootstrap(right)
         return values
@@ -127,7 +127,7 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
 
 
 def results(records: Sequence[Record], margin: float, domain: str | None) -> dict[str, Any]:
-    """Headline figures of `domain` (None: of all), the same by level, and those of every domain."""
+    """Figures of `domain` (None: of all), the same by level, those of every domain, and Eq. 3."""
     head = [r for r in records if domain is None or r.query.domain == domain]
 
     def split(records: Sequence[Record], key: Callable[[Query], str]) -> dict[str, Any]:
@@ -144,8 +144,8 @@ def results(records: Sequence[Record], margin: float, domain: str | None) -> dic
     return {
         "domain": domain or "all",
         **summarize(head, margin),
-        # Eq. 3. Its inner expectation, the mean utility in a domain, is pass@1: U is the reward.
-        "mean_utility": {setup: sum(u) / len(u) for setup, u in utilities.items()},
+        # The inner expectation, the mean utility in a domain, is pass@1: U is the reward.
+        "mean_utility": {setup: sum(u) / len(u) for setup, u in utilities.items()},  # Eq. 3
         "by_level": split(head, lambda q: q.level),
         "by_domain": by_domain,
     }
@@ -157,7 +157,7 @@ def results(records: Sequence[Record], margin: float, domain: str | None) -> dic
 def hft_loss(log_probs: Tensor, mask: Tensor, num_examples: int) -> Tensor:
     """L_HFT: −Σ_t log π(y_t | x, y_{<t}), averaged over `num_examples`. (R, T), (R, T) -> scalar.
 
-    num_examples: those of the whole step, whatever part of them is in this micro-batch.
+    num_examples: those of the whole step, not only of this micro-batch.
     """
     return -torch.where(mask, log_probs, 0.0).sum() / num_examples  # Eq. 4
 
@@ -359,7 +359,7 @@ class EvalSettings(EvalOptions):
 
 
 class Asked(NamedTuple):
-    """A query as it is put to a model. setup: the mode to force; any other: the model chooses."""
+    """A query as it is put to a model, in a mode (`setup`); if that is none, the model chooses."""
 
     query: Query
     prompt: list[int]
@@ -411,8 +411,7 @@ def evaluate(
 ) -> list[Record]:
     """Answer every query in both forced modes and freely; returns all ranks' records, in order.
 
-    setups: other setups than these three, for each query. unfinished: records from before, to which
-    new ones are added.
+    setups: others than these three, for each query. unfinished: earlier records, to be added to.
     """
     done = unfinished.rows if unfinished else {}
     mine = runtime.share([q for q in range(len(queries)) if q not in done])
@@ -531,7 +530,7 @@ def run_eval(settings: EvalSettings) -> None:
 
 @dataclass
 class Runtime:
-    """This process among all of them."""
+    """Rank and device of this process, and the number of all processes."""
 
     rank: int
     world_size: int
@@ -585,8 +584,8 @@ def start(bf16: bool | None) -> Runtime:
 def stop() -> None:
     """Leave the process group. A process that torchrun started ends here; all files are written.
 
-    It must not end the usual way: a thread of gloo may still be giving back the tensors of the
-    last collective, and with PyTorch 2.15 that aborts a Python interpreter that is shutting down.
+    It leaves without Python's usual clean-up: a thread of gloo may still be releasing tensors of
+    the last collective, and with PyTorch 2.15 that aborts an interpreter that is shutting down.
     """
     if not dist.is_initialized():
         return
@@ -644,7 +643,7 @@ def gathered(model: Transformer) -> Iterator[None]:
 class Scores(NamedTuple):
     """Figures of each token of some responses, (R, T); zero past the end of a response.
 
-    The mask is made from lengths, not by comparing with a pad id: so the stop token is trained too.
+    The mask is made from lengths, not from a pad id, so that the stop token is trained as well.
     """
 
     log_probs: Tensor  # fp32, differentiable
@@ -659,7 +658,7 @@ def score_responses(
     responses: Sequence[Sequence[int]],
     temperature: float = 1.0,
 ) -> Scores:
-    """log π(o_t | q, o_{<t}) of given responses, as the sampler would have drawn them."""
+    """log π(o_t | q, o_{<t}) of given responses, at the sampler's temperature."""
     device = next(model.parameters()).device
     starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]
     lengths = torch.tensor([len(response) for response in responses])[:, None]
@@ -718,8 +717,8 @@ def micro_batch_size(
 ) -> int:
     """Rows in a micro-batch: per_device_train_batch_size, or a rank's whole share if that is less.
 
-    A step has `batch` items, by the setting `name`, of `rows_each` rows. Nothing is rounded: raises
-    InputError if a division leaves a remainder.
+    A step has `batch` items (from the setting `name`) of `rows_each` rows each. Nothing is rounded:
+    raises InputError if a division leaves a remainder.
     """
     world, wanted = runtime.world_size, settings.per_device_train_batch_size
     share = batch * rows_each // world
@@ -733,8 +732,8 @@ def micro_batch_size(
 
 
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The row numbers of a step: epoch after epoch, each in an order of its own. They follow from
-    the arguments alone, so that resuming needs no state."""
+    """The row numbers of a step. Each epoch has its own order, which follows from the arguments
+    alone, so that resuming needs no state."""
     places = range(step * batch_size, (step + 1) * batch_size)
     return [int(epoch_order(num_rows, i // num_rows, seed)[i % num_rows]) for i in places]
 
@@ -827,7 +826,7 @@ FREE_TO_CHANGE = {
 
 
 def settings_that_change_weights(settings: TrainOptions) -> dict[str, Any]:
-    """The settings with which a run must go on as it began."""
+    """The settings that must not change when a run is resumed."""
     values = dataclasses.asdict(settings).items()
     return {k: v for k, v in values if k not in FREE_TO_CHANGE and not k.startswith("eval_")}
 
@@ -841,7 +840,7 @@ def save_checkpoint(
     runtime: Runtime,
 ) -> None:
     """Save all that is needed to go on after `step` steps, and delete the checkpoint before. There
-    is no random state: every random number follows from the seed, the step and its place."""
+    is no random state: every random number is computed from the seed, the step and its place."""
     folder = Path(settings.output_dir)
     final, partial = folder / f"checkpoint-{step:06d}", folder / "checkpoint-partial"
     if runtime.rank == 0:
@@ -913,7 +912,7 @@ def load_policy(
 
 def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
     """Write a folder that `transformers`, vLLM and our own commands load, in bf16 if we computed in
-    bf16. The weights come last: where they are, the folder is whole."""
+    bf16. The weights are written last: if they exist, the folder is complete."""
     if runtime.rank == 0:
         tokenizer.save_pretrained(folder)
     model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)

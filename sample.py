@@ -1,4 +1,4 @@
-"""Batched, KV-cached sampling, the mode forced (Eq. 1, 5) or chosen by the model; a small chat.
+"""Batched, KV-cached sampling, the mode forced (Eq. 1, 5) or chosen by the model; a chat.
 
     python sample.py --model_name_or_path runs/lab/hgpo --prompt "7+5-3="
     python sample.py --model_name_or_path runs/lab/hgpo --prompt_file questions.txt --mode think
@@ -64,10 +64,10 @@ def generate(
 
     modes: for each prompt the mode whose tag opens its responses (Eq. 1, 5), or None: the model
     chooses (the π(q) of Eq. 3, the m_p of Eq. 13). The tag is token t = 1 of a response (index 0),
-    and its log-prob is the model's own, forced or not. temperature 0 is greedy (log-probs are then
-    those at temperature 1); top_k 0 and top_p 1 are off. seed: one for the call, or one for each
-    prompt. A prompt's responses depend on its own seed (or on the call's, and its place), not on
-    the other prompts. on_token is called with each id as it is drawn, for a single response.
+    and its log-prob is the model's own even where it is forced. temperature 0 is greedy (log-probs
+    are then those at temperature 1); top_k 0 and top_p 1 are off. seed: one for the call, or one
+    for each prompt. A prompt's responses depend on its own seed (or on the call's, and its place),
+    not on the others. on_token is called with each id as it is drawn, for a single response.
     Raises InputError for settings that make no sense.
     """
     modes = [None] * len(prompts) if modes is None else modes
@@ -115,13 +115,13 @@ def generate(
         choices = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (live, V)
         if t == 0 and choices.isnan().any():
             raise InputError("the model's logits are not numbers: its weights are damaged")
-        tokens = draw(choices, uniform[live, t], temperature, top_k, top_p)
+        tokens = draw(choices, uniform[live, t], temperature, top_k, top_p)  # Eq. 1
         if t == 0:  # the mode tag
             tokens = torch.where(forced == NO_TOKEN, tokens, forced)  # Eq. 5
         if on_token is not None:
             on_token(int(tokens[0]))
         ids[live, t] = tokens
-        log_probs[live, t] = choices.gather(1, tokens[:, None]).squeeze(1)  # log π(o_t)  Eq. 1
+        log_probs[live, t] = choices.gather(1, tokens[:, None]).squeeze(1)  # log π(o_t)
         lengths[live] += ~finished[live]
         finished[live] |= torch.isin(tokens, stop)
         unfinished = (~finished[live]).nonzero().squeeze(1)
@@ -138,7 +138,7 @@ def generate(
 
 
 def mix_seed(*parts: int | str) -> int:
-    """A seed for one use of randomness, unrelated to the seeds of all others: 63 bits."""
+    """A seed of 63 bits for one use of randomness: other parts give an unrelated seed."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -305,7 +305,7 @@ def chat(
     max_tokens: int,
 ) -> None:
     """A conversation in the terminal, until the input ends; each answer is shown as it comes, under
-    its mode. Ctrl-C ends an answer, which is then forgotten, or else the chat."""
+    its mode. Ctrl-C stops an answer, which is then forgotten; where none runs, it ends the chat."""
     with contextlib.suppress(ImportError):  # line editing and history, where there is the library
         importlib.import_module("readline")
     print(COMMANDS)

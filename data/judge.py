@@ -74,9 +74,9 @@ def judge(
     else:
         same = VERIFIERS[verifier]
         right = well_formed and any(same(response.answer, gold) for gold in query.answers)
-    return Judged(  # Eq. 7
+    return Judged(
         mode=response.mode_number,
-        reward=float(right) if query.definite else None,
+        reward=float(right) if query.definite else None,  # Eq. 7
         length=len(completion.ids),
         finished=completion.finished,
         well_formed=well_formed,
@@ -169,7 +169,7 @@ class RewardModel:
         found = torch.tensor([logits[row] for row in rows], dtype=torch.float64)
         if found.isnan().any():
             raise InputError("the reward model's logits are not numbers: its weights are damaged")
-        return found.sigmoid()
+        return found.sigmoid()  # Eq. 7
 
 
 def load_reward_model(
