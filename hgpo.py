@@ -220,7 +220,7 @@ METHOD = ("Alg. 1 or a baseline of App. A; each has settings of its own", ("hgpo
 
 @dataclass
 class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
-    """The settings of every way to train π_HFT further."""
+    """The settings of HGPO, DPO and RFT alike."""
 
     method: str = setting("hgpo", *METHOD)
     model_name_or_path: str | None = setting(None, "π_HFT, a model folder; none: the lab")

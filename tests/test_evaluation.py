@@ -1,4 +1,4 @@
-"""`lhrm.py eval`: ways to answer, what it writes, exports, and going on where it was stopped."""
+"""`lhrm.py eval`: setups, what it writes, exports, and going on where it was stopped."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def responses(folder):
     return [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
 
 
-# ----------------------------------------------------------------------------------- ways to answer
+# ------------------------------------------------------------------------------------------- setups
 
 
 def test_the_router_answers_in_the_forced_mode_that_the_classifier_picks(
@@ -53,17 +53,26 @@ def test_the_router_answers_in_the_forced_mode_that_the_classifier_picks(
     assert figures["router"]["hybrid_accuracy"] is not None
 
 
-def test_a_way_has_the_same_answers_whatever_others_are_asked_for(settings, tmp_path):
+def test_a_setup_has_the_same_answers_whatever_others_are_asked_for(settings, tmp_path):
     run_eval(settings)
     together = responses(tmp_path / "out")
-    for way in ("think", "auto", "router"):
-        settings.modes, settings.output_dir = way, str(tmp_path / way)
+    for setup in ("think", "auto", "router"):
+        settings.modes, settings.output_dir = setup, str(tmp_path / setup)
         run_eval(settings)
-        for one, all_ways in zip(responses(tmp_path / way), together):
-            texts = [[j["text"] for j in r["responses"][way]] for r in (one, all_ways)]
-            assert list(one["responses"]) == [way] and texts[0] == texts[1]
+        for one, all_setups in zip(responses(tmp_path / setup), together):
+            texts = [[j["text"] for j in r["responses"][setup]] for r in (one, all_setups)]
+            assert list(one["responses"]) == [setup] and texts[0] == texts[1]
     figures = json.loads((tmp_path / "think" / "eval.json").read_text())
     assert figures["think"]["hybrid_accuracy"] is None and "auto" not in figures
+
+
+def test_answers_are_sampled_as_the_settings_say(settings, tmp_path):
+    settings.modes, settings.eval_num_generations, settings.eval_temperature = "auto", 3, 5.0
+    for top_p, distinct in ((1.0, 3), (1e-6, 1)):  # at a top_p of almost 0 the likeliest token
+        settings.eval_top_p, settings.output_dir = top_p, str(tmp_path / str(top_p))
+        run_eval(settings)
+        for record in responses(tmp_path / str(top_p)):
+            assert len({j["text"] for j in record["responses"]["auto"]}) == distinct
 
 
 @pytest.mark.parametrize(
@@ -115,8 +124,8 @@ def test_a_set_without_answers_is_evaluated_without_a_reward_model(settings, tmp
     assert all(
         j["reward"] is None
         for record in responses(tmp_path / "out")
-        for way in record["responses"].values()
-        for j in way
+        for given in record["responses"].values()
+        for j in given
     )
     lines = (tmp_path / "out" / "arena_hard.jsonl").read_text().splitlines()
     assert [json.loads(line)["uid"] for line in lines] == ["0", "1", "2"]

@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_model
 
 import hgpo
+import lhrm
 from data.cli import InputError
 from data.judge import Judged
 from data.report import TOTALS, step_metrics, warn_of_collapse
@@ -239,8 +240,10 @@ def test_eq16_eq17_eq18_a_pair_is_the_better_modes_best_and_the_others_worst():
 
 
 def test_eq17_means_that_differ_by_rounding_alone_give_no_pair():
-    rewards = torch.tensor([[[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]])
-    assert dpo_pairs(rewards, torch.ones(1, 2, 3))[0].tolist() == [-1]
+    rewards = torch.tensor([[[0.1, 0.6], [0.35, 0.35]]])
+    think, no_think = mean_rewards(rewards)[0]
+    assert think != no_think  # 0.35 twice, but not the same in fp32
+    assert dpo_pairs(rewards, torch.ones(1, 2, 2))[0].tolist() == [-1]
 
 
 def test_eq18_and_eq20_of_equal_responses_the_first_is_taken():
@@ -329,6 +332,24 @@ def entropy(*probabilities):
 
 def judged(mode, reward, length, finished=True, well_formed=True, leaked=False):
     return Judged(mode, reward, length, finished, well_formed, leaked, "")
+
+
+def test_a_step_sums_up_its_tokens_and_those_that_eq11_clips():
+    """Two responses, of three and of two tokens; ε is 0.2."""
+    ratios = torch.tensor([[0.7, 1.3, 1.0], [0.7, 1.3, 9.0]])
+    advantages = torch.tensor([[-1.0, 1.0, 1.0], [1.0, -1.0, 1.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    old = torch.full((2, 3), -2.0)
+    now = lhrm.Scores(old + ratios.log(), torch.full((2, 3), 0.5), mask, mask)
+    rollout = hgpo.Rollout([], [], [], REWARDS, REWARDS, old - 0.1, old, now.log_probs + 0.2)
+    where = ([0, 1], slice(3))
+    totals = hgpo.update_totals(torch.tensor(0.25), now, rollout, where, advantages, 0.2)
+    kl, sampler_kl = 5 * (math.exp(0.2) - 1.2), 5 * (math.exp(-0.1) - 0.9)
+    expected = {
+        "loss": 0.25, "tokens": 5, "entropy": 2.5, "kl": kl, "sampler_kl": sampler_kl,
+        "clipped_low": 1, "clipped_high": 1,
+    }  # fmt: skip
+    assert dict(zip(TOTALS, totals.tolist())) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_steps_metrics_are_those_of_all_its_responses():

@@ -47,6 +47,13 @@ def test_eq2_of_modes_that_are_equal_in_all_no_think_is_the_better():
     assert best_modes(torch.ones(1, 2, 3), torch.full((1, 2, 3), 7), 0.05).tolist() == [NO_THINK]
 
 
+def test_eq2_means_that_differ_by_rounding_alone_are_equal():
+    rewards = torch.tensor([[[0.7, 0.2], [0.45, 0.45]]], dtype=torch.float64)
+    means = rewards.mean(-1)
+    assert means[0, THINK] < means[0, NO_THINK]
+    assert best_modes(rewards, torch.tensor([[[2, 2], [5, 5]]]), margin=0.0).tolist() == [THINK]
+
+
 def test_eq13_counts_choices_of_the_better_mode():
     # Two free samples a query; one that opened with neither tag is always wrong.
     chosen = torch.tensor([[0, 0], [1, 0], [1, NEITHER], [NEITHER, NEITHER]])

@@ -13,6 +13,7 @@ import lhrm
 import sample
 from data import classify
 from data.judge import Judged
+from data.modes import MODES
 from data.prepare import PrepareSettings
 from data.report import TOTALS, Record, step_metrics
 from data.rows import Query
@@ -66,7 +67,7 @@ def test_every_option_in_the_readme_is_a_setting():
 
 
 def test_every_figure_of_an_evaluation_is_explained():
-    judged = {way: [Judged(0, 1.0, 3, True, True, False, "")] for way in ("think", "no_think")}
+    judged = {mode: [Judged(0, 1.0, 3, True, True, False, "")] for mode in MODES}
     result = lhrm.results([Record(Query([], ["1"], "1", "maths"), judged)], 0.05, None)
     text = REFERENCE[REFERENCE.index("## Figures of an evaluation") :]
     for name in {*result, *result["think"]} - {"domain", "by_level", "by_domain", *judged}:

@@ -187,6 +187,18 @@ def test_the_first_hgpo_update_is_on_policy_and_the_sampler_agrees_with_the_trai
     assert log_of(tmp_path)[0]["kl"] == pytest.approx(0, abs=1e-6)  # π_ref is still π_θ
 
 
+def test_eq11_the_second_update_is_measured_against_pi_old(lab_folder, tmp_path):
+    hgpo.run(hgpo_settings(lab_folder, tmp_path, num_iterations=2, max_steps=1, epsilon=1e-4))
+    assert log_of(tmp_path)[0]["clip_ratio/region_mean"] > 0
+
+
+def test_alg1_every_query_of_every_step_has_a_seed_of_its_own():
+    settings = hgpo.HGPOSettings(num_queries=4, num_generations=4)
+    steps = [hgpo.draw_queries("abcd", step, settings, lhrm.start(False)) for step in range(3)]
+    assert all(sorted(batch) == list("abcd") for batch, _ in steps)
+    assert len({seed for _, seeds in steps for seed in seeds}) == 12
+
+
 def test_without_beta_no_reference_model_is_loaded(lab_folder, tmp_path, monkeypatch):
     loaded = []
     load = lhrm.load_policy
@@ -323,6 +335,9 @@ def test_responses_are_sampled_once_and_only_what_is_missing_after_a_kill(
     assert len(asked) == 12
     hgpo.run(dataclasses.replace(settings, temperature=0.5))
     assert len(asked) == 22  # samples at another temperature are others
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[1:]))
+    hgpo.run(settings)
+    assert len(asked) == 31  # and so are those of other queries
 
 
 def test_a_baseline_without_any_row_to_learn_from_says_so(lab_folder, tmp_path):
