@@ -223,7 +223,7 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
     """The settings of HGPO, DPO and RFT alike."""
 
     method: str = setting("hgpo", *METHOD)
-    model_name_or_path: str | None = setting(None, "π_HFT, a model folder; none: the lab")
+    model_name_or_path: str | None = setting(None, "π_HFT, a model folder; unset: the lab")
     dataset_name: str | None = setting(None, "queries to train on, .jsonl or .jsonl.gz")
     eval_dataset_name: str | None = setting(None, "queries to evaluate on before and after")
     num_generations: int = setting(4, "N, responses to a query, half of them in each mode")
@@ -238,7 +238,7 @@ class HGPOSettings(PolicyOptions):
     first. See --method dpo --help and --method rft --help for the baselines."""
 
     output_dir: str = setting("runs/hgpo", "folder for the model, the log and the checkpoints")
-    max_steps: int = setting(300, "steps, M·I of Alg. 1")
+    max_steps: int = setting(300, "steps of training, M·I of Alg. 1")
     num_queries: int = setting(256, "B, queries a step, over all processes")
     num_iterations: int = setting(1, "μ, updates a step")
     ref_model_sync_steps: int = setting(0, "M, steps until π_ref becomes π_θ; 0: never")
@@ -246,8 +246,8 @@ class HGPOSettings(PolicyOptions):
     delta: float = setting(0.2, "δ of Eq. 9; a larger one: less thinking", minimum=-math.inf)
     epsilon: float = setting(0.5, "ε, clip range of the ratio (Eq. 11)")
     beta: float = setting(0.001, "β, weight of the KL term (Eq. 11); 0: no reference model")
-    estimator: str = setting("grpo", "advantages by Eq. 10, 23 or 22", tuple(ESTIMATORS))
-    gamma: float | None = setting(None, "γ of Eq. 22; none: 0.99 for reinforce++, else 1")
+    estimator: str = setting("grpo", "advantages by Eq. 10, 23, 22", tuple(ESTIMATORS))
+    gamma: float | None = setting(None, "γ of Eq. 22; unset: 0.99 for reinforce++, else 1")
     loss_type: str = setting("hgpo", "what divides Eq. 11's sum over tokens", LOSS_TYPES)
     per_device_train_batch_size: int = setting(8, "responses in one forward and backward pass")
     learning_rate: float = setting(1e-6, "peak learning rate")
@@ -274,13 +274,12 @@ class DPOSettings(PolicyOptions, lhrm.SupervisedOptions):
     output_dir: str = setting("runs/dpo", "folder for the model, the log and the checkpoints")
     num_train_epochs: int = setting(1, "passes over the pairs")
     learning_rate: float = setting(1e-6, "peak learning rate")
-    beta: float = setting(0.1, "β of Eq. 19, how strongly π_HFT holds", minimum=1e-6)
+    beta: float = setting(0.1, "β of Eq. 19; a larger one: closer to π_HFT", minimum=1e-6)
 
 
 ON_LAB = {  # the defaults that are others on the lab, for all three methods
-    "output_dir": "runs/lab", "eval_domain": "maths", "eval_num_generations": 16,
-    "eval_batch_size": 1536, "rollout_batch_size": 384, "max_completion_length": 64,
-    "gradient_checkpointing": False,
+    **lhrm.EVAL_ON_LAB, "output_dir": "runs/lab", "eval_batch_size": 1536,
+    "rollout_batch_size": 384, "gradient_checkpointing": False,
 }  # fmt: skip
 HGPO_ON_LAB = {
     **ON_LAB, "max_steps": 120, "num_queries": 48, "num_generations": 8, "beta": 0.03,
@@ -667,9 +666,9 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
         name, rows_each = "num_queries", settings.num_generations
     batch = getattr(settings, name)
     micro_batch = lhrm.micro_batch_size(name, batch, rows_each, settings, runtime)
-    lhrm.refuse_unfinished(folder, settings.resume_from_checkpoint)  # before the long work
     if on_lab:
         settings = lab_with_pi_hft(settings, folder, runtime)
+    lhrm.checkpoint_to_resume(settings)  # an error comes before the long work
     source = settings.model_name_or_path
     if source is None or settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of queries")

@@ -187,7 +187,7 @@ class TrainOptions:
     weight_decay: float = setting(0.0, "weight decay of AdamW, on matrices only")
     max_grad_norm: float = setting(1.0, "largest gradient norm, to which it is clipped; 0: any")
     gradient_checkpointing: bool = setting(True, "compute activations twice, to save memory")
-    bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
+    bf16: bool | None = setting(None, "compute in bf16; unset: on a GPU only")
     save_steps: int = setting(500, "steps between two checkpoints")
     report_to: str = setting("none", "second place for the log", ("none", "tensorboard"))
     resume_from_checkpoint: bool = setting(False, "go on where a killed run left off")
@@ -208,7 +208,7 @@ class HFTSettings(SupervisedOptions):
     """Hybrid Fine-Tuning (Eq. 4). Without --model_name_or_path it trains the lab's tiny model, in
     the folder hft of --output_dir."""
 
-    model_name_or_path: str | None = setting(None, "folder of the base model; none: the lab")
+    model_name_or_path: str | None = setting(None, "folder of the base model; unset: the lab")
     dataset_name: str | None = setting(None, "HFT rows, a .jsonl(.gz) file or a tokenized folder")
     max_length: int = setting(32768, "most tokens of a row; longer ones are left out, and counted")
 
@@ -237,7 +237,7 @@ def hft(settings: HFTSettings) -> None:
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of HFT rows")
     micro_batch = micro_batch_size("batch_size", settings.batch_size, 1, settings, runtime)
-    refuse_unfinished(folder, settings.resume_from_checkpoint)
+    checkpoint_to_resume(settings)  # an error comes before the long work
     policy, tokenizer = load_policy(source, runtime, settings.gradient_checkpointing)
     rows, too_long = tokenize_rows(settings.dataset_name, tokenizer, settings.max_length)
     derived = {
@@ -330,14 +330,17 @@ class EvalOptions:
 
     reward_model_name_or_path: str | None = setting(None, "judge of queries without an answer")
     reward_batch_size: int = setting(16, "answers that the reward model judges at once")
-    verifier: str = setting("rule", "judge of maths answers", tuple(VERIFIERS))
-    eval_domain: str | None = setting(None, "domain of the headline figures; none: all rows")
-    eval_num_generations: int = setting(4, "responses to a query, forced in each mode and free")
+    verifier: str = setting("rule", "rule: data/verify_math.py; or a package", tuple(VERIFIERS))
+    eval_domain: str | None = setting(None, "domain of the main figures; unset: all rows")
+    eval_num_generations: int = setting(4, "responses to a query in each mode and freely")
     eval_temperature: float = setting(SAMPLING["temperature"], "temperature of evaluations")
     eval_top_p: float = setting(SAMPLING["top_p"], "top-p of evaluations", None, 1e-6, 1)
     eval_batch_size: int = setting(128, "responses that a process samples at once to evaluate")
     max_completion_length: int = setting(4096, "most tokens of a response", maximum=MAX_TOKENS)
     hacc_margin: float = setting(0.05, "mean rewards closer than this are equal in Eq. 13")
+
+
+EVAL_ON_LAB = {"eval_domain": "maths", "eval_num_generations": 16, "max_completion_length": 64}
 
 
 @dataclass
@@ -350,11 +353,11 @@ class EvalSettings(EvalOptions):
         "think,no_think,auto", "setups, with commas between: the mode is forced (think, no_think), "
         "the model chooses (auto), a classifier does (router). H_acc needs both forced modes",
     )  # fmt: skip
-    classifier_name_or_path: str | None = setting(None, "router's classifier; none: a few rules")
-    output_dir: str | None = setting(None, "folder for figures and responses; none: not written")
+    classifier_name_or_path: str | None = setting(None, "router's classifier; unset: a few rules")
+    output_dir: str | None = setting(None, "folder for figures and responses; unset: not written")
     export: str = setting("none", "format for another evaluator", ("none", *report.EXPORTS))
     resume_from_checkpoint: bool = setting(False, "go on with an unfinished evaluation")
-    bf16: bool | None = setting(None, "compute in bf16; none: on a GPU only")
+    bf16: bool | None = setting(None, "compute in bf16; unset: on a GPU only")
     seed: int = setting(0, "seed of the sampling")
 
 
@@ -382,16 +385,11 @@ def answer(
     All responses to a query come before those to the next.
     """
     groups = generate(
-        model,
-        tokenizer,
-        [a.prompt for a in asked],
+        model, tokenizer, [a.prompt for a in asked],
         modes=[a.setup if a.setup in MODES else None for a in asked],
-        num_generations=num_generations,
-        max_new_tokens=settings.max_completion_length,
-        temperature=temperature,
-        top_p=top_p,
-        seed=[a.seed for a in asked],
-    )
+        num_generations=num_generations, max_new_tokens=settings.max_completion_length,
+        temperature=temperature, top_p=top_p, seed=[a.seed for a in asked],
+    )  # fmt: skip
     cases = [(a.query, completion) for a, group in zip(asked, groups) for completion in group]
     judged = judge_all(cases, tokenizer, reward_model, settings.verifier)
     return [(completion, j) for (_, completion), j in zip(cases, judged)]
@@ -866,16 +864,18 @@ def training_state(models: dict[str, Transformer], optimizer: torch.optim.Optimi
     return {"policy": policy, "optimizer": state, **others}
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from. A finished run leaves none."""
-    return max(folder.glob("checkpoint-[0-9]*"), default=None)
-
-
-def refuse_unfinished(folder: Path, resume: bool) -> None:
-    """Raise InputError if the folder holds an unfinished run, unless it is to be resumed."""
-    if (newest := newest_checkpoint(folder)) and not resume:
+def checkpoint_to_resume(settings: TrainOptions) -> Path | None:
+    """The newest checkpoint of the unfinished run in `output_dir`, if there is one. Raises
+    InputError unless the run is to be resumed, with settings that lead to the same weights."""
+    folder = Path(settings.output_dir)
+    newest = max(folder.glob("checkpoint-[0-9]*"), default=None)  # a finished run leaves none
+    if newest and not settings.resume_from_checkpoint:
         advice = f"go on with --resume_from_checkpoint, or delete {newest}"
         raise InputError(f"{folder} holds an unfinished run: {advice}")
+    if newest:
+        recorded = cli.read_json(newest / "progress.json").get("settings", {})
+        cli.check_same(newest, recorded, settings_that_change_weights(settings))
+    return newest
 
 
 def load_checkpoint(
@@ -885,12 +885,10 @@ def load_checkpoint(
     runtime: Runtime,
 ) -> tuple[int, int]:
     """Load the newest checkpoint of `output_dir`, if any; returns step and tokens seen, or 0."""
-    path = newest_checkpoint(Path(settings.output_dir))
+    path = checkpoint_to_resume(settings)
     if path is None:
         return 0, 0
-    done = cli.read_json(path / "progress.json")
-    cli.check_same(path, done.get("settings", {}), settings_that_change_weights(settings))
-    state = training_state(models, optimizer)
+    done, state = cli.read_json(path / "progress.json"), training_state(models, optimizer)
     try:
         dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
     except (Exception, CheckpointException) as error:  # the latter is a BaseException
@@ -930,7 +928,8 @@ def drop_checkpoints(folder: Path, runtime: Runtime) -> None:
 
 
 def main() -> None:
-    commands = {"hft": (HFTSettings, hft, HFT_ON_LAB), "eval": (EvalSettings, run_eval)}
+    evaluation = (EvalSettings, run_eval, EVAL_ON_LAB)
+    commands = {"hft": (HFTSettings, hft, HFT_ON_LAB), "eval": evaluation}
     cli.run_subcommand("python lhrm.py", commands)
     stop()
 

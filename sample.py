@@ -204,7 +204,7 @@ class SampleSettings:
     max_completion_length: int = setting(1024, "most tokens of a response", maximum=MAX_TOKENS)
     temperature: float = setting(SAMPLING["temperature"], "sampling temperature; 0 is greedy")
     top_k: int = setting(SAMPLING["top_k"], "sample from the k likeliest tokens; 0: from all")
-    top_p: float = setting(SAMPLING["top_p"], "share of the likeliest tokens", None, 1e-6, 1)
+    top_p: float = setting(SAMPLING["top_p"], "top-p: probability to sample from", None, 1e-6, 1)
     batch_size: int = setting(64, "prompts that are answered at once")
     seed: int = setting(0, "seed of the sampling: the same one gives the same responses")
 

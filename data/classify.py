@@ -178,7 +178,7 @@ class Classes:
 class EvaluateSettings(Classes):
     """Measure a classifier, or the rules, on files of simple and of complex queries."""
 
-    model_name_or_path: str | None = setting(None, "folder of the classifier; none: the rules")
+    model_name_or_path: str | None = setting(None, "folder of the classifier; unset: the rules")
 
 
 @dataclass

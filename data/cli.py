@@ -66,7 +66,7 @@ def parse_settings(
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         kind = next(t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if t)
-        shown = f"{f.metadata['help']} (default: {f.default}"
+        shown = f"{f.metadata['help']} (default: {'unset' if f.default is None else f.default}"
         shown += f"; lab: {lab[f.name]})" if lab and f.name in lab else ")"
         options: dict[str, Any] = {"type": kind, "choices": f.metadata["choices"]}
         if kind is bool:

@@ -61,11 +61,11 @@ class PrepareSettings:
     )  # fmt: skip
     evaluation: str | None = setting(None, "files of the questions to keep out, with commas")
     output_dir: str = setting("prepared", "folder for the rows and the report")
-    classifier_name_or_path: str | None = setting(None, "classifier of queries; none: a few rules")
-    complexity: float = setting(classify.THRESHOLD, "a more complex query needs a trace; 2: none")
+    classifier_name_or_path: str | None = setting(None, "classifier of queries; unset: a few rules")
+    complexity: float = setting(classify.THRESHOLD, "queries this complex need a trace; 2: none do")
     keep_unverified: bool = setting(False, "keep traces that nothing can verify")
-    near_duplicate: float = setting(0.9, "similarity of repeated queries; 1: equal", None, 0.7, 1)
-    contamination_ngram: int = setting(8, "shared words in a row that give a question away")
+    near_duplicate: float = setting(0.9, "similarity of repeats; 1: equal ones only", None, 0.7, 1)
+    contamination_ngram: int = setting(8, "words in a row that a kept-out question shares")
     mix: str | None = setting(
         None, "at most so many rows of a domain, a mode or both, chosen at random; the first that "
         "fits a row counts: general=674908,maths/think=631325,no_think=50000",

@@ -100,7 +100,7 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:
             thinking, answer = row.get("thinking") or "", row.get("answer")
             mode = row.get("mode", "think" if thinking else "no_think")
             if mode not in MODES or not isinstance(answer, str) or not isinstance(thinking, str):
-                raise InputError(f"{where}: expected an answer, with mode think or no_think")
+                raise InputError(f"{where}: expected a text as answer, in mode think or no_think")
             if mode == "no_think" and thinking:
                 raise InputError(f"{where}: a no_think row has thinking")
             response = as_messages(format_response(mode, thinking, answer), where, "assistant")

@@ -377,8 +377,10 @@ def test_a_run_goes_on_only_with_the_settings_it_was_made_with(lab_folder, tmp_p
     with pytest.raises(SystemExit):
         lhrm.hft(settings)
     changed = dataclasses.replace(settings, learning_rate=2e-3, resume_from_checkpoint=True)
+    recorded = (tmp_path / "settings.json").read_text()
     with pytest.raises(InputError, match="was made with learning_rate = 0.001, not 0.002"):
         lhrm.hft(changed)
+    assert (tmp_path / "settings.json").read_text() == recorded
     damaged = tmp_path / "checkpoint-000006" / ".metadata"
     damaged.write_bytes(b"?")
     with pytest.raises(InputError, match="cannot be read"):
@@ -461,6 +463,10 @@ def test_on_the_lab_each_method_starts_from_the_same_pi_hft_and_adds_its_results
         assert recorded["model_name_or_path"] == str(root / "hft")
     results = json.loads((root / "results.json").read_text())
     assert list(results) == ["hft", "hgpo", "dpo", "rft"]
+    files = {"model_name_or_path": str(root / "rft"), "dataset_name": rows["test"]}
+    changes = {**files, "eval_num_generations": 2, "bf16": False, "output_dir": str(tmp_path / "e")}
+    lhrm.run_eval(lhrm.EvalSettings(**{**lhrm.EVAL_ON_LAB, **changes}))
+    assert json.loads((tmp_path / "e" / "eval.json").read_text())["auto"] == results["rft"]["auto"]
 
 
 def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
