@@ -67,11 +67,13 @@ def test_a_setup_has_the_same_answers_whatever_others_are_asked_for(settings, tm
 
 
 def test_answers_are_sampled_as_the_settings_say(settings, tmp_path):
-    settings.modes, settings.eval_num_generations, settings.eval_temperature = "auto", 3, 5.0
-    for top_p, distinct in ((1.0, 3), (1e-6, 1)):  # at a top_p of almost 0 the likeliest token
-        settings.eval_top_p, settings.output_dir = top_p, str(tmp_path / str(top_p))
+    settings.modes, settings.eval_num_generations = "auto", 3
+    cases = [(5.0, 1.0, 3), (5.0, 1e-6, 1), (0.0, 1.0, 1)]  # the last two are greedy
+    for i, (temperature, top_p, distinct) in enumerate(cases):
+        settings.eval_temperature, settings.eval_top_p = temperature, top_p
+        settings.output_dir = str(tmp_path / str(i))
         run_eval(settings)
-        for record in responses(tmp_path / str(top_p)):
+        for record in responses(tmp_path / str(i)):
             assert len({j["text"] for j in record["responses"]["auto"]}) == distinct
 
 

@@ -78,6 +78,8 @@ LLAMA2 = (
     "{{ bos_token + '[INST] ' + (first if loop.first else message.content) + ' [/INST]' }}"
     "{% else %}{{ ' ' + message.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+TRIM_SYSTEM = "(message.content | trim if message.role == 'system' else message.content)"
+ONLY_WITHOUT_SYSTEM = "{{ 'Hm. ' if messages[0].role == 'user' and messages[2:] else '' }}"
 # Template, beginning and end of a text, and the token that ends an answer.
 FAMILIES = {
     "chatml": (QWEN25, "", "<|endoftext|>", "<|im_end|>"),
@@ -198,6 +200,9 @@ def test_the_pieces_of_a_template_are_found():
 
     chatml = pieces(EVERY_TURN + CHATML_NEXT)
     assert chatml == CHATML
+    blocks = "{% for m in messages %}\n<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    blocks += "{% endfor %}\n  {% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}"
+    assert pieces(blocks) == CHATML  # lines and indents of blocks alone are not written
     qwen = pieces(QWEN25)
     assert qwen.default_system == '<|im_start|>system\nYou\'re "Café".<|im_end|>\n'
     assert (qwen.before, qwen.after) == (CHATML.before, CHATML.after)
@@ -220,6 +225,8 @@ def test_the_pieces_of_a_template_are_found():
         (EVERY_TURN.replace("message.content", "message.content | indent") + CHATML_NEXT, "more"),
         (EVERY_TURN + CHATML_NEXT + "{{ messages | length }}", "it writes something else"),
         (EVERY_TURN + CHATML_NEXT + "Be brief.", "it writes something else"),
+        (EVERY_TURN.replace("message.content", TRIM_SYSTEM) + CHATML_NEXT, "more than"),
+        (EVERY_TURN + ONLY_WITHOUT_SYSTEM + CHATML_NEXT, "more than"),
         (EVERY_TURN + CHATML_NEXT.replace("assistant\\n", "assistant\\nSure, "), "more than"),
         ("{{ raise_exception('no chat') }}", "no chat"),
         ("{% for m in messages %}{{ m", "unexpected"),

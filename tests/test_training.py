@@ -110,6 +110,11 @@ def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
     assert log[0]["loss"] == pytest.approx(total, rel=1e-4)
 
 
+def test_hft_logs_every_few_steps_and_the_last_one(lab_folder, tmp_path):
+    lhrm.hft(hft_settings(lab_folder, tmp_path, max_steps=5, logging_steps=2))
+    assert [entry["step"] for entry in log_of(tmp_path)] == [2, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("estimator", "worst", "gamma"), [("grpo", -1, 1.0), ("reinforce++", 0, 0.99)]
 )
@@ -329,6 +334,8 @@ def test_responses_are_sampled_once_and_only_what_is_missing_after_a_kill(
         hgpo.run(settings)
     (path,) = (tmp_path / "run").glob("samples-*.jsonl")
     assert len(path.read_text().splitlines()) == 4
+    with path.open("a") as file:
+        file.write('{"index": 4, "pro')  # as a kill in the middle of a line leaves it
     hgpo.run(settings)
     assert len(asked) == 6 + 6  # two queries of the six are asked again
     hgpo.run(settings)  # a finished run starts over, from the same samples
@@ -365,6 +372,7 @@ def test_a_run_killed_in_its_last_evaluation_trains_no_step_again(
     monkeypatch.setattr(lhrm, "evaluate", evaluate)
     trained = weights(tmp_path / "run")
     monkeypatch.setattr(lhrm, "optimizer_step", None)
+    settings.eval_temperature = 0.3  # what concerns evaluations alone may change
     hgpo.run(dataclasses.replace(settings, resume_from_checkpoint=True))
     assert all(torch.equal(trained[k], v) for k, v in weights(tmp_path / "run").items())
     assert (tmp_path / "run" / "results.json").exists()
@@ -562,6 +570,7 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
         ),
         (["hgpo.py", "--temperature", "0"], "--temperature 0.0: must be at least 0.001"),
         (["hgpo.py", "--learning_rate", "nan"], "--learning_rate nan: must be"),
+        (["hgpo.py", "--learning_rate", "inf"], "--learning_rate inf: must be"),
         (["hgpo.py", "--max_grad_norm", "-1"], "--max_grad_norm -1.0: must be at least 0"),
         (["hgpo.py", "--save_steps", "0"], "--save_steps 0: must be at least 1"),
         (["hgpo.py", "--eval_top_p", "1.5"], "at most 1"),
