@@ -85,13 +85,13 @@ def group_advantages(rewards: Tensor, estimator: str) -> Tensor:
 
 def intra_advantages(rewards: Tensor, estimator: str = "grpo") -> Tensor:
     """A_intra, of each response among the G of its mode. (B, 2, G) -> same."""
-    return group_advantages(intra_rewards(rewards), estimator)  # Eq. 10, 22, 23: over a mode
+    return group_advantages(intra_rewards(rewards), estimator)  # Eq. 10, 23: over a mode
 
 
 def inter_advantages(rewards: Tensor, delta: float, estimator: str = "grpo") -> Tensor:
     """A_inter, of each response among all N of its query. (B, 2, G) -> same."""
     values = inter_rewards(rewards, delta).flatten(1)  # (B, N)
-    return group_advantages(values, estimator).view(rewards.shape)  # Eq. 10, 22, 23: over all N
+    return group_advantages(values, estimator).view(rewards.shape)  # Eq. 10, 23: over all N
 
 
 def token_advantages(
@@ -200,7 +200,7 @@ def dpo_loss(
 
     chosen, rejected: log π_θ(o_w | x) and log π_θ(o_l | x); ref_chosen, ref_rejected: by π_HFT.
     """
-    margins = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
+    margins = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)  # Eq. 19
     return -torch.nn.functional.logsigmoid(margins).mean()  # Eq. 19
 
 
@@ -392,7 +392,7 @@ def train(
             rollout = sample_responses(  # l. 6: π_old, which π_θ still is, samples; l. 7: rewards
                 policy, tokenizer, batch, seeds, settings, reward_model
             )
-        sampled = time.perf_counter()
+        sampled_at = time.perf_counter()
         intra = intra_advantages(rollout.rewards, settings.estimator)  # l. 8, 9
         inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)  # l. 8, 9
         advantages = token_advantages(intra, inter, rollout.lengths, settings.alpha, gamma)  # l. 9
@@ -403,7 +403,7 @@ def train(
         )  # fmt: skip
         rate = lhrm.scheduled_rate(step, steps, settings)
         totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
-        for update in range(settings.num_iterations):  # l. 10: μ updates by Eq. 11 and 12
+        for update in range(settings.num_iterations):  # l. 10: μ updates by Eq. 11, 12
             totals += accumulate_gradients(
                 policy, reference, rollout, advantages, weights, settings, runtime, update == 0
             )
@@ -414,7 +414,7 @@ def train(
             "learning_rate": rate,
             "num_tokens": tokens_seen,
             "epoch": (step + 1) * settings.num_queries / len(queries),
-            **report.step_times(began, sampled, num_tokens),
+            **report.step_times(began, sampled_at, num_tokens),
         }
         if evaluation and settings.eval_steps and (step + 1) % settings.eval_steps == 0:
             figures["hybrid_accuracy"] = evaluation(f"step {step + 1}")["auto"]["hybrid_accuracy"]
@@ -566,11 +566,11 @@ def sample_once(
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):
             batch = [queries[q] for q in part]
             seeds = [mix_seed(settings.seed, "sample", q) for q in part]
-            rollout = sample_responses(  # Eq. 14: O(q) of each
+            rollout = sample_responses(  # Eq. 14, 15: O(q) of each, and its rewards
                 policy, tokenizer, batch, seeds, settings, reward_model
             )
             for i, q in zip(range(0, len(part) * n, n), part):
-                rewards = rollout.rewards.flatten()[i : i + n].tolist()  # Eq. 15
+                rewards = rollout.rewards.flatten()[i : i + n].tolist()
                 sampled = Sampled(rollout.prompts[i], rollout.responses[i : i + n], rewards)
                 done.add(q, sampled._asdict())
             bar.update(len(part))
@@ -583,7 +583,7 @@ def training_rows(samples: Sequence[Sampled], method: str) -> list[Row]:
     """The rows of D_RFT (Eq. 20), (prompt, response), or of D_DPO (Eq. 17, 18), (prompt, preferred,
     dispreferred); some queries give none."""
     size = (len(samples), len(MODES), -1)
-    rewards = torch.tensor([s.rewards for s in samples]).view(size)  # (B, 2, G)  Eq. 15
+    rewards = torch.tensor([s.rewards for s in samples]).view(size)  # (B, 2, G)
     lengths = torch.tensor([[len(r) for r in s.responses] for s in samples]).view(size)
     if method == "rft":
         choices = rft_choices(rewards, lengths).tolist()
@@ -641,7 +641,7 @@ def train_baseline(
     samples = sample_once(policy, tokenizer, queries, settings, runtime, reward_model)
     rows = training_rows(samples, settings.method)
     if not rows:
-        raise InputError(f"none of {len(samples)} queries gives {settings.method} a row")
+        raise InputError(f"{settings.dataset_name}: none of {len(samples)} queries gives a row")
     if cli.is_main_process():
         print(f"{len(rows)} of {len(samples)} queries give a row")
     batch_loss = lhrm.hft_batch_loss  # Eq. 21, which is Eq. 4 on D_RFT
@@ -685,8 +685,8 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     )
     policy, tokenizer = lhrm.load_policy(source, runtime, settings.gradient_checkpointing)  # l. 1
     reference = None
-    if not isinstance(settings, RFTSettings) and settings.beta:  # l. 3: π_ref ← π_HFT, frozen
-        reference, _ = lhrm.load_policy(source, runtime, False)
+    if not isinstance(settings, RFTSettings) and settings.beta:
+        reference, _ = lhrm.load_policy(source, runtime, False)  # l. 3: π_ref, π_HFT at first
         reference.requires_grad_(False)
     derived = {
         "processes": runtime.world_size,

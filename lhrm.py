@@ -50,6 +50,7 @@ from model import Block, Config, Transformer
 from sample import MAX_TOKENS, Completion, generate, mix_seed
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # dcp, in one process
+CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
 MAX_LOGITS = 2**25  # number of logits that are held at once for log-probs: 128 MiB in fp32
 
 # ------------------------------------------------------------------- Hybrid Accuracy, §2.1 and §2.4
@@ -380,9 +381,9 @@ def answer(
     temperature: float,
     top_p: float = 1.0,
 ) -> list[tuple[Completion, Judged]]:
-    """Sample `num_generations` responses to each query (Eq. 5, 6) and judge them (Eq. 7).
+    """Sample `num_generations` responses to each of `asked`, a query in a mode, and judge them.
 
-    All responses to a query come before those to the next.
+    All responses to one of `asked` come before those to the next (Eq. 5 to 7).
     """
     groups = generate(
         model, tokenizer, [a.prompt for a in asked],
@@ -468,7 +469,7 @@ def unfinished_records(
         wanted = {**dataclasses.asdict(settings), **derived}
         wanted = {k: v for k, v in wanted.items() if k not in FREE_IN_EVALUATION}
         cli.check_same(folder, recorded, wanted)
-    if any(i >= len(queries) or r.query != queries[i] for i, r in unfinished.rows.items()):
+    if any(not 0 <= i < len(queries) or r.query != queries[i] for i, r in unfinished.rows.items()):
         raise InputError(f"{folder} holds an unfinished evaluation of other queries")
     runtime.wait()
     return unfinished
@@ -853,7 +854,7 @@ def save_checkpoint(
         cli.write_json(partial / "progress.json", done)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        for path in set(folder.glob("checkpoint-[0-9]*")) - {final}:
+        for path in set(folder.glob(CHECKPOINT)) - {final}:
             shutil.rmtree(path)
 
 
@@ -868,7 +869,7 @@ def checkpoint_to_resume(settings: TrainOptions) -> Path | None:
     """The newest checkpoint of the unfinished run in `output_dir`, if there is one. Raises
     InputError unless the run is to be resumed, with settings that lead to the same weights."""
     folder = Path(settings.output_dir)
-    newest = max(folder.glob("checkpoint-[0-9]*"), default=None)  # a finished run leaves none
+    newest = max(folder.glob(CHECKPOINT), default=None)  # a finished run leaves none
     if newest and not settings.resume_from_checkpoint:
         advice = f"go on with --resume_from_checkpoint, or delete {newest}"
         raise InputError(f"{folder} holds an unfinished run: {advice}")
@@ -920,7 +921,7 @@ def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime:
 def drop_checkpoints(folder: Path, runtime: Runtime) -> None:
     """Delete the checkpoints of a finished run."""
     if runtime.rank == 0:
-        for path in folder.glob("checkpoint-[0-9]*"):
+        for path in folder.glob(CHECKPOINT):
             shutil.rmtree(path)
 
 

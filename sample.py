@@ -113,8 +113,6 @@ def generate(
     live = torch.arange(total, device=device)  # the responses that the cache's rows belong to
     for t in range(max_new_tokens):
         choices = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (live, V)
-        if t == 0 and choices.isnan().any():
-            raise InputError("the model's logits are not numbers: its weights are damaged")
         tokens = draw(choices, uniform[live, t], temperature, top_k, top_p)  # Eq. 1
         if t == 0:  # the mode tag
             tokens = torch.where(forced == NO_TOKEN, tokens, forced)  # Eq. 5
@@ -131,6 +129,8 @@ def generate(
             cache.select(unfinished)
             live, tokens = live[unfinished], tokens[unfinished]
         logits = model(tokens[:, None], cache=cache)[:, 0]  # (live, V)
+    if log_probs.isnan().any():
+        raise InputError("the model's logits are not numbers: its weights are damaged")
 
     columns = zip(ids.tolist(), log_probs.tolist(), lengths.tolist(), finished.tolist())
     flat = [Completion(i[:n], p[:n], done) for i, p, n, done in columns]
@@ -185,7 +185,8 @@ def draw(
         probs = torch.zeros_like(probs).scatter(1, order, ordered)
     cumulative = probs.cumsum(-1)  # (R, V)
     target = uniform.double() * cumulative[:, -1]
-    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
+    tokens = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
+    return tokens.clamp_max(probs.shape[-1] - 1)  # where NaN stands, there is no such place
 
 
 # ------------------------------------------------------------------------------------- command line

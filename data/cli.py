@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -137,8 +138,8 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+        time.sleep(0 if is_main_process() else 3)  # rank 0 first: then torchrun ends the others
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -248,13 +248,13 @@ class Unfinished(Generic[T]):
         self.path = folder / f"{name}-{rank}.jsonl"
         self.rows: dict[int, T] = {}
         for path in self.files:
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last is cut short
+            lines = path.read_bytes().split(b"\n")[:-1]  # the last is cut short
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
                     index = row.pop("index")
                     self.rows[index] = parse(**row)
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise InputError(f"{path}:{number}: damaged; delete this line") from None
         if self.path in self.files:
             with open(self.path, "r+b") as file:

@@ -49,11 +49,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     path = Path(path)
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
-                    if "\\u" in line:  # an escape may hide half a surrogate pair
+                    if b"\\u" in line:  # an escape may hide half a surrogate pair
                         json.dumps(row, ensure_ascii=False).encode("utf-8")
                 except (ValueError, RecursionError) as error:
                     what = f"not JSON: {error}" if line.strip() else "empty row"
@@ -63,7 +63,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{path}:{number}", row
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (EOFError, zlib.error) as error:
         raise InputError(f"{path}:{number + 1}: cannot be read: {error}") from None
     if number == 0:
         raise InputError(f"{path}: no rows")

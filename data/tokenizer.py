@@ -136,8 +136,8 @@ def learn_format(render: Callable[[Messages, bool], str], bos_token: str) -> Cha
         default_system=default_system.removeprefix(start),
         between=before_next.removesuffix(before_question),
     )
-    contents = ["  Be brief.\n", "\n2 + 2 = ?\t ", "4\n\n(four)", "Is it?"]
-    asked = [{"role": m["role"], "content": text} for m, text in zip(said, contents)]
+    contents = ["  Be brief.\n", "\n2 + 2 = ?\t ", *["4\n\n(four)", "Is it?"] * 4]
+    asked = [{**m, "content": text} for m, text in zip([*said, *said[1:], said[1]], contents)]
     for candidate in (pieces, dataclasses.replace(pieces, trims=True)):
         ours = JINJA.from_string(candidate.template())
         for messages in (asked, asked[1:]):

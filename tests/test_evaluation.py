@@ -234,7 +234,17 @@ def test_an_evaluation_does_not_go_on_with_another_model(settings, lab_folder, t
         run_eval(settings)
 
 
-@pytest.mark.parametrize("line", ["garbage", '{"index": 0}', "[1]"])
+def test_a_line_cut_inside_a_character_is_answered_again(settings, tmp_path):
+    settings.modes = "auto"
+    run_eval(settings)
+    whole = responses(tmp_path / "out")
+    (tmp_path / "out" / "unfinished-0.jsonl").write_bytes(b'{"index": 0, "query": "\xc3')
+    settings.resume_from_checkpoint = True
+    run_eval(settings)
+    assert responses(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("line", ["garbage", '{"index": 0}', "[1]", "[" * 100_000])
 def test_a_damaged_line_of_an_unfinished_evaluation_is_named(line, settings, tmp_path):
     run_eval(settings)
     (tmp_path / "out" / "unfinished-0.jsonl").write_text(line + "\n")

@@ -499,7 +499,8 @@ def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
 
 def test_the_worked_example_of_the_readme_is_true(tmp_path):
     readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    lines = [line[4:] for line in readme.splitlines() if line.startswith("    ")]
+    example = readme[readme.index("## A worked example") :]
+    lines = [line[4:] for line in example.splitlines() if line.startswith("    ")]
     rows = [line for line in lines if line.startswith("{")]
     (tmp_path / "source.jsonl").write_text("\n".join(rows[:8]))
     (tmp_path / "test.jsonl").write_text(rows[8])

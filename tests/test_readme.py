@@ -16,7 +16,7 @@ from data.judge import Judged
 from data.modes import MODES
 from data.prepare import PrepareSettings
 from data.report import TOTALS, Record, step_metrics
-from data.rows import Query
+from data.rows import Query, read_hft_rows, read_queries
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
@@ -64,6 +64,15 @@ def test_every_option_in_the_readme_is_a_setting():
     others = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help", "local"}
     for text in (README, REFERENCE):
         assert set(re.findall(r"--(\w+)", text)) <= known | others
+
+
+def test_the_example_rows_are_read(tmp_path):
+    *hft, query = re.findall(r"^    (\{.*)$", REFERENCE.partition("## Where")[0], re.MULTILINE)
+    (tmp_path / "hft.jsonl").write_text("\n".join(hft))
+    (tmp_path / "rl.jsonl").write_text(query)
+    responses = [text for _, _, text in read_hft_rows(tmp_path / "hft.jsonl")]
+    assert responses == ["<think>1+2=3</think>3", "<no_think>3</no_think>"]
+    assert read_queries(tmp_path / "rl.jsonl")[0].answers == ["3"]
 
 
 def test_every_figure_of_an_evaluation_is_explained():

@@ -225,6 +225,13 @@ def test_a_bad_row_is_refused_with_its_file_and_line(case, read, tmp_path):
     assert f"{path}:2: " in str(error.value) and message in str(error.value)
 
 
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", GOOD, GOOD)
+    path.write_bytes(path.read_bytes() + b'{"prompt": "\xff", "answer": "a"}\n')
+    with pytest.raises(InputError, match=":3: not JSON: 'utf-8'"):
+        list(read_queries(path))
+
+
 @pytest.mark.parametrize(
     "row",
     [{}, {"completion": "b"}, {"completion": "<think>b"}, {"thinking": "<think>", "answer": "b"},

@@ -1,6 +1,7 @@
 """sample.py: what is drawn, from which distribution, and that nothing but the seed decides it."""
 
 import json
+import math
 import os
 import select
 import sys
@@ -53,6 +54,17 @@ def test_eq5_a_forced_mode_opens_every_response_with_its_tag_at_the_models_own_l
         for completion in group:
             assert completion.ids[0] == tag
             assert completion.log_probs[0] == pytest.approx(log_prob.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("damaged", [[11], [50]])  # a prompt's token; a drawn one's, later on
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (1.0, 0.9), (0.0, 1.0)])
+def test_logits_that_are_not_numbers_are_refused(damaged, temperature, top_p):
+    model = tiny_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[damaged] = math.nan
+    options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": 3}
+    with pytest.raises(InputError, match="not numbers: its weights are damaged"):
+        generate(model, IDS, [[11]], modes=["think"], **options)
 
 
 def test_eq6_every_prompt_gets_its_own_group_even_if_prompts_are_equal(model):

@@ -227,6 +227,11 @@ def test_the_pieces_of_a_template_are_found():
         (EVERY_TURN + CHATML_NEXT + "Be brief.", "it writes something else"),
         (EVERY_TURN.replace("message.content", TRIM_SYSTEM) + CHATML_NEXT, "more than"),
         (EVERY_TURN + ONLY_WITHOUT_SYSTEM + CHATML_NEXT, "more than"),
+        (EVERY_TURN.replace("in messages", "in messages[-5:]") + CHATML_NEXT, "more than"),
+        (
+            "{{ raise_exception('too long') if messages[6:] }}" + EVERY_TURN + CHATML_NEXT,
+            "too long",
+        ),
         (EVERY_TURN + CHATML_NEXT.replace("assistant\\n", "assistant\\nSure, "), "more than"),
         ("{{ raise_exception('no chat') }}", "no chat"),
         ("{% for m in messages %}{{ m", "unexpected"),

@@ -279,12 +279,13 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         train(killed)
     monkeypatch.undo()
-    assert (tmp_path / "killed" / "checkpoint-000003").is_dir()
+    own_copy = tmp_path / "killed" / "checkpoint-000003-copy"
+    shutil.copytree(tmp_path / "killed" / "checkpoint-000003", own_copy)
     assert len(log_of(tmp_path / "killed")) == 4
     with pytest.raises(InputError, match="holds an unfinished run"):
         train(killed)
     train(dataclasses.replace(killed, resume_from_checkpoint=True))
-    assert not list((tmp_path / "killed").glob("checkpoint-*"))
+    assert list((tmp_path / "killed").glob("checkpoint-*")) == [own_copy]  # the user's, not ours
 
     whole = weights(tmp_path / "whole")
     for other in ("again", "killed"):
@@ -350,7 +351,7 @@ def test_responses_are_sampled_once_and_only_what_is_missing_after_a_kill(
 def test_a_baseline_without_any_row_to_learn_from_says_so(lab_folder, tmp_path):
     rows = few_rows(lab_folder, tmp_path, "rl")  # all answers of the untrained model are malformed
     settings = baseline_settings("rft", lab_folder, tmp_path / "run", dataset_name=str(rows))
-    with pytest.raises(InputError, match="none of 10 queries gives rft a row"):
+    with pytest.raises(InputError, match="rl.jsonl: none of 10 queries gives a row"):
         hgpo.run(settings)
 
 
@@ -606,6 +607,20 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert exit.value.code == 2
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+
+
+def test_an_error_that_only_another_rank_meets_is_printed_too(monkeypatch, capsys):
+    def fail():
+        raise InputError("row 4 is bad")
+
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            run_command(fail)
+    assert waits == [0, 3]  # time for rank 0 to say it, and for torchrun to end this one
+    assert capsys.readouterr().err == "error: row 4 is bad\n" * 2
 
 
 def test_a_command_itself_exits_with_code_2_and_no_traceback():
