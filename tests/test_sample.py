@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, run, tiny_model
 
+import sample
 from data.cli import InputError
 from sample import Completion, chat, draw, generate
 
@@ -155,13 +156,19 @@ def test_an_empty_prompt_is_refused_and_no_prompts_are_fine(model):
     assert generate(model, IDS, [], max_new_tokens=3) == []
 
 
-def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path):
+def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path, monkeypatch, capsys):
     questions = tmp_path / "questions.txt"
     questions.write_text("7+5=\nhello ada\n")
-    common = ["sample.py", "--model_name_or_path", lab_folder / "base"]
-    common += ["--max_completion_length", 8, "--mode", "no_think"]
-    assert run(*common, "--prompt", "7+5=").stdout.startswith("<no_think>")
-    lines = run(*common, "--prompt_file", questions, "--num_generations", 2).stdout.splitlines()
+    common = ["sample.py", "--model_name_or_path", str(lab_folder / "base")]
+    common += ["--max_completion_length", "8", "--mode", "no_think"]
+
+    def printed(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [*common, *map(str, arguments)])
+        sample.main()
+        return capsys.readouterr().out
+
+    assert printed("--prompt", "7+5=").startswith("<no_think>")
+    lines = printed("--prompt_file", questions, "--num_generations", 2).splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["prompt"] for row in rows] == ["7+5=", "hello ada"]
     assert all(t.startswith("<no_think>") for row in rows for t in row["responses"])

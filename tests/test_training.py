@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -481,7 +482,7 @@ def test_on_the_lab_each_method_starts_from_the_same_pi_hft_and_adds_its_results
 def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
     rows = few_rows(lab_folder, tmp_path, "rl")
     settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
-    settings += ["--num_queries", 4, "--max_steps", 40, "--save_steps", 10, "--learning_rate", 1e-3]
+    settings += ["--num_queries", 4, "--max_steps", 20, "--save_steps", 4, "--learning_rate", 1e-3]
     settings += ["--max_completion_length", 8]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run("hgpo.py", *settings, "--output_dir", whole, processes=2)
@@ -492,7 +493,7 @@ def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 100
-    while not (killed / "checkpoint-000010").exists() and time.monotonic() < deadline:
+    while not any(killed.glob("checkpoint-0*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on to its workers
     process.wait()
@@ -510,46 +511,53 @@ def test_two_ranks_compute_the_gradients_of_one(lab_folder):
     assert done.stdout.count("equal") == 2
 
 
+def run_in_two_ranks_and_in_this_process(
+    script: str, command: list[str], settings: list[object], folder: Path, monkeypatch
+) -> tuple[Path, Path]:
+    """The output folders of one process, this one, and of two processes."""
+    one, two = folder / "one", folder / "two"
+    arguments = [*command, *map(str, settings), "--output_dir"]
+    monkeypatch.setattr(sys, "argv", [script, *arguments, str(one)])
+    {"hgpo.py": hgpo, "lhrm.py": lhrm}[script].main()
+    run(script, *arguments, two, processes=2)
+    return one, two
+
+
 @pytest.mark.parametrize("command", RUNS)
-def test_two_ranks_end_where_one_does(command, polite, lab_folder, tmp_path):
+def test_two_ranks_end_where_one_does(command, polite, lab_folder, tmp_path, monkeypatch):
     settings = ["--model_name_or_path", polite, "--max_steps", 3]
     settings += ["--per_device_train_batch_size", 4, "--learning_rate", 1e-3]
+    data = few_rows(lab_folder, tmp_path, "rl")
+    script, words = "hgpo.py", ["--method", command]
     if command == "hft":
-        script = ["lhrm.py", "hft", "--batch_size", 8, "--logging_steps", 1]
-        settings += ["--dataset_name", lab_folder / "data" / "hft_2000.jsonl"]
-    elif command in ("dpo", "rft"):
-        script = ["hgpo.py", "--method", command, "--batch_size", 8, "--logging_steps", 1]
-        script += ["--max_completion_length", 24]
-        settings += ["--dataset_name", few_rows(lab_folder, tmp_path, "rl")]
+        script, words = "lhrm.py", ["hft"]
+        settings += ["--batch_size", 8, "--logging_steps", 1]
+        data = lab_folder / "data" / "hft_2000.jsonl"
+    elif command == "hgpo":
+        settings += ["--num_queries", 4, "--max_completion_length", 12, "--num_iterations", 2]
+        data = lab_folder / "data" / "rl.jsonl"
     else:
-        script = [
-            "hgpo.py",
-            "--num_queries",
-            4,
-            "--max_completion_length",
-            12,
-            "--num_iterations",
-            2,
-        ]
-        settings += ["--dataset_name", lab_folder / "data" / "rl.jsonl"]
-    for n in (1, 2):
-        run(*script, *settings, "--output_dir", tmp_path / str(n), processes=n)
-    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+        settings += ["--batch_size", 8, "--logging_steps", 1, "--max_completion_length", 24]
+    settings += ["--dataset_name", data]
+    folders = run_in_two_ranks_and_in_this_process(script, words, settings, tmp_path, monkeypatch)
+    one, two = map(weights, folders)
     assert all(torch.allclose(one[k], two[k], rtol=1e-3, atol=1e-4) for k in one)
-    for a, b in zip(log_of(tmp_path / "1"), log_of(tmp_path / "2")):
+    logs = list(map(log_of, folders))
+    assert len(logs[0]) == len(logs[1]) == 3
+    for a, b in zip(*logs):
         for name in a.keys() - {*TIMINGS}:
             assert a[name] == pytest.approx(b[name], rel=1e-2, abs=1e-4), name
 
 
-def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path):
+def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path, monkeypatch):
     rows = few_rows(lab_folder, tmp_path, "test")
-    results = []
-    for n in (1, 2):
-        settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
-        settings += ["--max_completion_length", 12, "--output_dir", tmp_path / str(n)]
-        run("lhrm.py", "eval", *settings, processes=n)
-        results.append((tmp_path / str(n) / "responses.jsonl").read_text())
-    assert results[0] == results[1] and len(results[0].splitlines()) == 10
+    settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
+    settings += ["--max_completion_length", 12]
+    folders = run_in_two_ranks_and_in_this_process(
+        "lhrm.py", ["eval"], settings, tmp_path, monkeypatch
+    )
+    one, two = ((folder / "responses.jsonl").read_text() for folder in folders)
+    assert one == two and len(one.splitlines()) == 10
 
 
 # ---------------------------------------------------------------------------------- what goes wrong
