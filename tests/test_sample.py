@@ -4,6 +4,7 @@ import json
 import math
 import os
 import select
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -189,6 +190,7 @@ class Terminal:
         pty = pytest.importorskip("pty")
         self.process, self.fd = pty.fork()
         if self.process == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores Ctrl-C
             os.chdir(ROOT)
             os.environ["OMP_NUM_THREADS"] = "1"
             os.execv(sys.executable, [sys.executable, *map(str, command)])
