@@ -102,7 +102,7 @@ def token_advantages(
     intra, inter: (B, 2, G). lengths: (R,) int, in tokens. Returns (R, T), T the greatest length;
     zero past each response's end. gamma < 1 discounts from the last token: γ^(|o|−t) (Eq. 22).
     """
-    t = torch.arange(int(lengths.max()), device=lengths.device)  # (T,)
+    t = torch.arange(max(lengths.tolist(), default=0), device=lengths.device)  # (T,)
     inside = t < lengths[:, None]  # (R, T)
     remaining = (lengths[:, None] - 1 - t).clamp_min(0)  # |o_i| − t; the paper's t starts at 1
     advantages = intra.flatten()[:, None] * gamma**remaining  # Eq. 22; with γ = 1: Eq. 10, 23
@@ -155,7 +155,8 @@ def loss_weights(
     tokens. grpo: 1/(n·|o_i|), a mean over each response. dapo: 1/`num_tokens`, a mean over all
     tokens of the step. dr_grpo: 1/(n·max_tokens), a constant.
     """
-    inside = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    longest = max(lengths.tolist(), default=0)
+    inside = torch.arange(longest, device=lengths.device) < lengths[:, None]
     divisors = {
         "hgpo": torch.tensor(num_responses),
         "grpo": num_responses * lengths[:, None],
@@ -249,7 +250,6 @@ class HGPOSettings(PolicyOptions):
     estimator: str = setting("grpo", "advantages by Eq. 10, 23, 22", tuple(ESTIMATORS))
     gamma: float | None = setting(None, "γ of Eq. 22; unset: 0.99 for reinforce++, else 1")
     loss_type: str = setting("hgpo", "what divides Eq. 11's sum over tokens", LOSS_TYPES)
-    per_device_train_batch_size: int = setting(8, "responses in one forward and backward pass")
     learning_rate: float = setting(1e-6, "peak learning rate")
     lr_scheduler_type: str = setting("constant", "what follows the warm-up", ("constant", "cosine"))
     warmup_ratio: float = setting(0.0, "share of steps in which the rate rises", maximum=1)
@@ -283,9 +283,9 @@ ON_LAB = {  # the defaults that are others on the lab, for all three methods
 }  # fmt: skip
 HGPO_ON_LAB = {
     **ON_LAB, "max_steps": 120, "num_queries": 48, "num_generations": 8, "beta": 0.03,
-    "learning_rate": 5e-4, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 96,
+    "learning_rate": 5e-4, "lr_scheduler_type": "cosine", "max_tokens_per_device": 4096,
 }  # fmt: skip
-BASELINE_ON_LAB = {**ON_LAB, "batch_size": 48, "per_device_train_batch_size": 48}
+BASELINE_ON_LAB = {**ON_LAB, "batch_size": 48, "max_tokens_per_device": 2048}
 METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "hgpo": (HGPOSettings, HGPO_ON_LAB),
     "dpo": (DPOSettings, BASELINE_ON_LAB | {"learning_rate": 3e-5}),
@@ -308,10 +308,16 @@ class Rollout(NamedTuple):
     old_log_probs: Tensor  # (R, T), by π_old; zero until the first update
     ref_log_probs: Tensor  # (R, T), by π_ref; zero until the first update
 
-    def scores(self, model: Transformer, part: Sequence[int], temperature: float) -> lhrm.Scores:
+    def scores(
+        self,
+        model: Transformer,
+        part: Sequence[int],
+        temperature: float,
+        figures: Sequence[str] = (),
+    ) -> lhrm.Scores:
         """`model`'s log-probs of the responses `part`, at the temperature they were drawn with."""
         prompts, responses = ([rows[i] for i in part] for rows in (self.prompts, self.responses))
-        return lhrm.score_responses(model, prompts, responses, temperature)
+        return lhrm.score_responses(model, prompts, responses, temperature, figures)
 
     def count_tokens(self, runtime: Runtime) -> list[int]:
         """Tokens of all responses and of all prompts, over all ranks."""
@@ -345,14 +351,15 @@ def sample_responses(
         )
     device = next(policy.parameters()).device
     rows = [torch.tensor(completion.log_probs) for completion, _ in answers]
-    log_probs = pad_sequence(rows, batch_first=True).to(device)  # (R, T)
+    # With one empty row more, because this rank may have no queries.
+    log_probs = pad_sequence([*rows, torch.zeros(0)], batch_first=True)[:-1].to(device)  # (R, T)
     rewards = torch.tensor([judged.reward for _, judged in answers])  # Eq. 7
     return Rollout(
         prompts=[prompt for prompt in prompts for _ in range(n)],
         responses=[completion.ids for completion, _ in answers],
         judged=[judged for _, judged in answers],
-        rewards=rewards.view(len(queries), len(MODES), -1).to(device),
-        lengths=torch.tensor([len(completion.ids) for completion, _ in answers], device=device),
+        rewards=rewards.view(len(queries), len(MODES), each).to(device),
+        lengths=torch.tensor([len(row) for row in rows], dtype=torch.long, device=device),
         sampler_log_probs=log_probs,
         old_log_probs=torch.zeros_like(log_probs),
         ref_log_probs=torch.zeros_like(log_probs),
@@ -449,12 +456,9 @@ def accumulate_gradients(
     the rollout, and those of π_ref.
     """
     totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
-    size = lhrm.micro_batch_size(
-        "num_queries", settings.num_queries, settings.num_generations, settings, runtime
-    )
     lengths = [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses)]
-    for part in lhrm.micro_batches(lengths, size):
-        now = rollout.scores(policy, part, settings.temperature)
+    for part in lhrm.micro_batches(lengths, settings.max_tokens_per_device, runtime):
+        now = rollout.scores(policy, part, settings.temperature, ["entropy"])
         where = (part, slice(now.mask.shape[1]))  # up to the end of the longest of these responses
         if first_update:
             rollout.old_log_probs[where] = now.log_probs.detach()  # l. 6: π_old ← π_θ
@@ -517,8 +521,8 @@ def record_step(
 
     totals: this rank's TOTALS. figures: those that do not follow from TOTALS and rollout.
     """
-    n = len(rollout.judged) // len(rollout.rewards)
-    tags = rollout.old_log_probs[:, 0].tolist()  # log π_old of each mode tag
+    n = math.prod(rollout.rewards.shape[1:])
+    tags = rollout.old_log_probs[:, :1].flatten().tolist()  # log π_old of each mode tag
     groups = [(rollout.judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
     groups = runtime.gather(groups)
     metrics = report.step_metrics(groups, runtime.sum(totals).tolist(), with_reference) | figures
@@ -609,12 +613,15 @@ def dpo_batch_loss(
         """Log-probs of whole responses: the preferred ones, and the others."""
         responses = [row[1] for row in rows] + [row[2] for row in rows]
         prompts = [row[0] for row in rows] * 2
-        return lhrm.score_responses(model, prompts, responses).log_probs.sum(-1).chunk(2)
+        log_probs = lhrm.score_responses(model, prompts, responses).log_probs
+        return log_probs.sum(-1).view(2, len(rows)).unbind()
 
     chosen, rejected = log_probs(policy)
     with torch.no_grad():
         ref_chosen, ref_rejected = log_probs(reference)
-    loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta) * len(rows) / num_rows
+    loss = chosen.sum()  # of no rows: 0, where a mean would be NaN
+    if rows:
+        loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta) * len(rows) / num_rows
     with torch.no_grad():
         gain_w, gain_l = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
         sums = {
@@ -661,11 +668,6 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     folder = root / method if on_lab else root
     if settings.num_generations % len(MODES) or settings.num_generations == 0:
         raise InputError(f"num_generations = {settings.num_generations} must be even: half a mode")
-    name, rows_each = "batch_size", 1
-    if isinstance(settings, HGPOSettings):
-        name, rows_each = "num_queries", settings.num_generations
-    batch = getattr(settings, name)
-    micro_batch = lhrm.micro_batch_size(name, batch, rows_each, settings, runtime)
     if on_lab:
         settings = lab_with_pi_hft(settings, folder, runtime)
     lhrm.checkpoint_to_resume(settings)  # an error comes before the long work
@@ -691,8 +693,6 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     derived = {
         "processes": runtime.world_size,
         "device": runtime.device.type,
-        "rows_per_step": batch * rows_each,
-        "micro_batch": micro_batch,
         "queries": len(queries),
         "queries_for_reward_model": sum(not query.definite for query in queries),
     }

@@ -37,7 +37,6 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
 from data import classify, cli, lab, report
 from data.cli import InputError, is_main_process, progress, setting
@@ -51,7 +50,7 @@ from sample import MAX_TOKENS, Completion, generate, mix_seed
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # dcp, in one process
 CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
-MAX_LOGITS = 2**25  # number of logits that are held at once for log-probs: 128 MiB in fp32
+MAX_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # that exist at once: 64 and 512 MiB in fp32
 
 # ------------------------------------------------------------------- Hybrid Accuracy, §2.1 and §2.4
 
@@ -169,7 +168,8 @@ BatchLoss = tuple[Tensor, dict[str, Tensor], Tensor]
 
 def hft_batch_loss(policy: Transformer, rows: Sequence[Row], num_examples: int) -> BatchLoss:
     """Eq. 4 of a micro-batch of (prompt, response), for a step of `num_examples` rows."""
-    now = score_responses(policy, [row[0] for row in rows], [row[1] for row in rows])
+    prompts, responses = [row[0] for row in rows], [row[1] for row in rows]
+    now = score_responses(policy, prompts, responses, figures=("correct", "entropy"))
     loss = hft_loss(now.log_probs, now.mask, num_examples)
     sums = {"mean_token_accuracy": now.correct.sum(), "entropy": now.entropy.sum()}
     return loss, sums, now.mask.sum()
@@ -181,7 +181,7 @@ class TrainOptions:
 
     output_dir: str = setting("runs/hft", "folder for the model, the log and the checkpoints")
     max_steps: int = setting(0, "stop after so many steps; 0: after num_train_epochs")
-    per_device_train_batch_size: int = setting(1, "rows in one forward and backward pass")
+    max_tokens_per_device: int = setting(16384, "tokens and padding in a forward pass, at most")
     learning_rate: float = setting(1e-4, "peak learning rate")
     lr_scheduler_type: str = setting("cosine", "what follows the warm-up", ("cosine", "constant"))
     warmup_ratio: float = setting(0.1, "share of steps in which the rate rises", maximum=1)
@@ -216,8 +216,7 @@ class HFTSettings(SupervisedOptions):
 
 HFT_ON_LAB: dict[str, Any] = {  # the defaults that are others on the lab
     "output_dir": "runs/lab", "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.1,
-    "per_device_train_batch_size": 16,  # few rows are long, and pad the others
-    "gradient_checkpointing": False,
+    "max_tokens_per_device": 768, "gradient_checkpointing": False,
 }  # fmt: skip
 
 
@@ -237,22 +236,22 @@ def hft(settings: HFTSettings) -> None:
     folder = Path(settings.output_dir)
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of HFT rows")
-    micro_batch = micro_batch_size("batch_size", settings.batch_size, 1, settings, runtime)
     checkpoint_to_resume(settings)  # an error comes before the long work
     policy, tokenizer = load_policy(source, runtime, settings.gradient_checkpointing)
-    rows, too_long = tokenize_rows(settings.dataset_name, tokenizer, settings.max_length)
+    cache = folder / "hft_tokens"
+    rows = tokenize_rows(settings.dataset_name, tokenizer, settings.max_length, cache, runtime.wait)
     derived = {
         "processes": runtime.world_size,
         "device": runtime.device.type,
-        "micro_batch": micro_batch,
-        "gradient_accumulation_steps": settings.batch_size // runtime.world_size // micro_batch,
         "rows": len(rows),
-        "rows_too_long": too_long,
+        "rows_too_long": rows.too_long,
     }
     cli.announce("Hybrid Fine-Tuning", settings, derived, folder, "settings.json")
     fine_tune(policy, rows, hft_batch_loss, settings, runtime, "HFT")
     save_policy(policy, tokenizer, folder, runtime)
     drop_checkpoints(folder, runtime)
+    if runtime.rank == 0:
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 def fine_tune(
@@ -268,7 +267,6 @@ def fine_tune(
     It changes `policy`, and goes on from the newest checkpoint in `output_dir`, if there is one.
     """
     models = {"policy": policy}
-    micro_batch = micro_batch_size("batch_size", settings.batch_size, 1, settings, runtime)
     epochs = settings.num_train_epochs
     steps = settings.max_steps or math.ceil(len(rows) * epochs / settings.batch_size)
     optimizer = make_optimizer(policy, settings.weight_decay)
@@ -282,7 +280,8 @@ def fine_tune(
         num_tokens = sum(map(row_length, batch))
         batch = runtime.share(batch)
         totals = []
-        for part in micro_batches(list(map(row_length, batch)), micro_batch):
+        sizes = [len(row[1:]) * (len(row[0]) + max(map(len, row[1:]))) for row in batch]
+        for part in micro_batches(sizes, settings.max_tokens_per_device, runtime):
             loss, sums, size = batch_loss(policy, [batch[i] for i in part], settings.batch_size)
             loss.backward()
             totals.append(torch.stack([loss.detach(), size, *sums.values()]).double())
@@ -555,6 +554,13 @@ class Runtime:
             dist.all_reduce(values)
         return values
 
+    def max(self, value: int) -> int:
+        """The maximum over all ranks."""
+        values = torch.tensor(value, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
     def wait(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
@@ -656,78 +662,101 @@ def score_responses(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     temperature: float = 1.0,
+    figures: Sequence[str] = (),
 ) -> Scores:
-    """log π(o_t | q, o_{<t}) of given responses, at the sampler's temperature."""
+    """log π(o_t | q, o_{<t}) of given responses, at the sampler's temperature.
+
+    figures: which of "entropy" and "correct" to compute; the others are zero. Without responses the
+    model runs on a single token, so that a rank that has none takes part in FSDP's communication.
+    """
     device = next(model.parameters()).device
     starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]
-    lengths = torch.tensor([len(response) for response in responses])[:, None]
+    lengths = torch.tensor([len(response) for response in responses], dtype=torch.long)[:, None]
     rows = [torch.tensor([*prompt, *response]) for prompt, response in zip(prompts, responses)]
-    ids = pad_sequence(rows, batch_first=True)  # (R, L), right-padded
+    ids = pad_sequence(rows or [torch.tensor([0])], batch_first=True)  # (R, L), right-padded
     t = torch.arange(ids.shape[1])
-    before = ((t >= starts - 1) & (t < starts - 1 + lengths)).to(device)  # a target comes next
-    targets = torch.cat([torch.tensor(response) for response in responses]).to(device)  # (n,)
-    mask = (torch.arange(int(lengths.max())) < lengths).to(device)  # (R, T)
+    before = (t >= starts - 1) & (t < starts - 1 + lengths)  # a target comes next
+    where = before.flatten().nonzero().squeeze(1).to(device)  # (n,)
+    targets = torch.tensor(list(itertools.chain(*responses)), dtype=torch.long, device=device)
+    mask = (torch.arange(max(map(len, responses), default=0)) < lengths).to(device)  # (R, T)
 
-    def head(hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
-        return score_tokens(hidden[before], logits, targets, temperature, model.config.vocab_size)
+    def head(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, used = model.lm_head.weight, model.num_tokens
+        return TokenLogProbs.apply(
+            hidden.flatten(0, 1)[where], weight, used, targets, temperature, figures
+        )
 
-    columns = model(ids.to(device), head=head)  # (n, 3)
+    columns = model(ids.to(device), head=head)  # three of (n,)
     zeros = torch.zeros(mask.shape, device=device)
-    log_probs, entropy, correct = (zeros.masked_scatter(mask, c) for c in columns.unbind(1))
+    log_probs, entropy, correct = (zeros.masked_scatter(mask, column) for column in columns)
     return Scores(log_probs, entropy, correct, mask)
 
 
-def score_tokens(
-    hidden: Tensor,
-    logits: Callable[[Tensor], Tensor],
-    targets: Tensor,
-    temperature: float,
-    vocab_size: int,
-) -> Tensor:
-    """Log-prob of each target, entropy, and whether it is the likeliest: (n, C), (n,) -> (n, 3).
+class TokenLogProbs(torch.autograd.Function):
+    """Log-probs of targets, and figures of their distributions, without the (n, V) logits.
 
-    At most MAX_LOGITS of the (n, V) logits exist at a time. They are made chunk by chunk, and once
-    more in the backward pass.
+    hidden (n, C), weight (V, C) of the head, whose first `used` rows are tokens, targets (n,) ->
+    log-probs, entropy, and whether the target is the likeliest token: (n,) each, fp32. At most
+    MAX_LOGITS logits exist at a time; the backward pass makes them once more.
     """
 
-    def chunk(hidden: Tensor, targets: Tensor) -> Tensor:
-        choices = torch.log_softmax(logits(hidden).float() / temperature, dim=-1)  # fp32
-        with torch.no_grad():
-            entropy = torch.special.entr(choices.exp()).sum(-1)
-            correct = (choices.argmax(-1) == targets).float()
-        log_probs = choices.gather(1, targets[:, None]).squeeze(1)
-        return torch.stack([log_probs, entropy, correct], dim=1)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        used: int,
+        targets: Tensor,
+        temperature: float,
+        figures: Sequence[str],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.size = max(1, MAX_LOGITS[hidden.device.type] // len(weight))
+        zeros = torch.zeros(len(targets), device=hidden.device)
+        log_probs, entropy, correct, norms = (zeros.clone() for _ in range(4))
+        for i in range(0, len(targets), ctx.size):
+            part = slice(i, i + ctx.size)
+            logits = (hidden[part] @ weight[:used].T).float().div_(temperature)
+            norms[part] = logits.logsumexp(-1)
+            choices = logits.sub_(norms[part, None])  # log-probs of all tokens
+            log_probs[part] = choices.gather(1, targets[part, None]).squeeze(1)
+            if "correct" in figures:
+                correct[part] = (choices.argmax(-1) == targets[part]).float()
+            if "entropy" in figures:
+                entropy[part] = -torch.linalg.vecdot(choices.exp(), choices)
+        ctx.save_for_backward(hidden, weight, targets, norms)
+        ctx.used, ctx.temperature = used, temperature
+        ctx.mark_non_differentiable(entropy, correct)
+        return log_probs, entropy, correct
 
-    rows = max(1, MAX_LOGITS // vocab_size)
-    if len(targets) <= rows:
-        return chunk(hidden, targets)
-    pieces = zip(hidden.split(rows), targets.split(rows))
-    return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, norms = ctx.saved_tensors
+        head, grad = weight[: ctx.used], grad[:, None] / ctx.temperature
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # a long sum: fp32
+        for i in range(0, len(targets), ctx.size):
+            part = slice(i, i + ctx.size)
+            logits = (hidden[part] @ head.T).float().div_(ctx.temperature)
+            probs = logits.sub_(norms[part, None]).exp_()
+            slope = probs.mul_(-grad[part])  # of a log-prob by the logits: 1 at its own, − probs
+            slope = slope.scatter_add_(1, targets[part, None], grad[part]).to(head.dtype)
+            grad_hidden[part] = slope @ head
+            grad_weight[: ctx.used] += slope.T @ hidden[part]
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
-def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Row numbers in groups of `size`; rows of like length are together, to save padding."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    return [order[i : i + size] for i in range(0, len(order), size)]
+def micro_batches(lengths: Sequence[int], max_tokens: int, runtime: Runtime) -> list[list[int]]:
+    """Row numbers in groups of at most `max_tokens` tokens, padding included, for as many forward
+    and backward passes. Rows of like length are together; a longer row is alone.
 
-
-def micro_batch_size(
-    name: str, batch: int, rows_each: int, settings: TrainOptions, runtime: Runtime
-) -> int:
-    """Rows in a micro-batch: per_device_train_batch_size, or a rank's whole share if that is less.
-
-    A step has `batch` items (from the setting `name`) of `rows_each` rows each. Nothing is rounded:
-    raises InputError if a division leaves a remainder.
+    Every rank gets the same number of groups, as FSDP's communication needs: the last may be empty.
     """
-    world, wanted = runtime.world_size, settings.per_device_train_batch_size
-    share = batch * rows_each // world
-    size = min(wanted, share)
-    if size < 1 or batch % world or share % size:
-        raise InputError(
-            f"{name} = {batch} ({rows_each} rows each) does not divide by {world} processes and "
-            f"micro-batches of per_device_train_batch_size = {wanted}"
-        )
-    return size
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * lengths[i] > max_tokens:
+            groups.append([])
+        groups[-1].append(i)
+    return groups + [[]] * (runtime.max(len(groups)) - len(groups))
 
 
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:

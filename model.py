@@ -27,6 +27,8 @@ from data.cli import InputError, is_main_process, read_json, write_json
 from data.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
+# cuDNN plans attention anew for every shape and keeps the plans: in decoding, one for each token.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 # --------------------------------------------------------------------------------------- the layers
 
@@ -46,15 +48,16 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """The cos and sin of each angle: (B, T), (D/2,) -> two of (B, T, 1, D/2), fp32."""
+    """For `rotate`, cos and ∓sin of each angle: (B, T), (D/2,) -> two of (B, T, 1, D), fp32."""
     angles = positions[:, :, None, None].float() * frequencies
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding: turn the pair (x_i, x_{i+D/2}) by its angle. x: (B, T, heads, D)."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    x32 = x.float()
+    return (x32 * cos + x32.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
 
 class KVCache:
@@ -65,9 +68,10 @@ class KVCache:
     no query ever sees a slot past its own position, and the row's next token overwrites it.
     """
 
-    def __init__(self, batch_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, batch_size: int, limit: int, device: torch.device | str = "cpu") -> None:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.size = 0  # slots in use in the fullest row: known to Python, so no device sync
+        self.limit = limit  # the most tokens that a row will ever hold
         self.layers: dict[int, list[Tensor]] = {}  # layer -> [keys, values], each (B, slots, K, D)
 
     def append(
@@ -80,8 +84,8 @@ class KVCache:
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
         for i, new in enumerate((keys, values)):
             store = self.layers[layer][i]
-            if used > store.shape[1]:  # grow by a half at least: appending stays linear in time
-                slots = max(used, store.shape[1] * 3 // 2, 32) - store.shape[1]
+            if used > store.shape[1]:  # grow by a half: appending stays linear in time
+                slots = min(used * 3 // 2 + 16, self.limit) - store.shape[1]
                 store = F.pad(store, (0, 0, 0, 0, 0, slots))
                 self.layers[layer][i] = store
             store[rows, positions] = new
@@ -89,9 +93,14 @@ class KVCache:
         return keys[:, :used], values[:, :used]
 
     def select(self, rows: Tensor) -> None:
-        """Keep `rows` in that order; one named several times is copied (prefill once, fan out)."""
+        """Keep `rows` in that order; one named several times is copied (prefill once, fan out).
+
+        Keys and values are copied one by one, so that no more than one of them exists twice.
+        """
         self.lengths = self.lengths[rows]
-        self.layers = {n: [x[rows, : self.size] for x in kv] for n, kv in self.layers.items()}
+        for stores in self.layers.values():
+            for i in range(len(stores)):
+                stores[i] = stores[i][rows]
 
 
 class Attention(nn.Module):
@@ -128,14 +137,13 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(heads)  # (B, T, K, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v, positions)  # (B, S, K, D)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=q.shape[2] != k.shape[2],
-        )  # (B, H, T, D)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D), (B, K, S, D) twice
+        if mask is None:
+            gqa = q.shape[1] != k.shape[1]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+        else:  # No fast kernel takes a mask and groups of heads: lay a group's heads along time.
+            folded = q.reshape(len(q), k.shape[1], -1, self.head_dim)  # (B, K, H/K·T, D)
+            y = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -224,17 +232,16 @@ class Transformer(nn.Module):
         self,
         ids: Tensor,
         cache: KVCache | None = None,
-        head: Callable[[Tensor, Callable[[Tensor], Tensor]], Any] | None = None,
+        head: Callable[[Tensor], Any] | None = None,
     ) -> Any:
         """Logits of the token that follows each of `ids`.
 
         ids: (B, T) int64, rows right-padded where they are ragged. With `cache`, they follow what
         it holds: their keys and values are appended to it, and every row's length grows by T; after
         a ragged prefill set `cache.lengths` yourself.
-        Returns (B, T, V), or (B, T, 1) of a reward model. With `head`, returns what
-        `head(hidden, logits)` makes of the final hidden states, (B, T, C), and of the function that
-        turns some of them into logits. So a caller can avoid (B, T, V) and yet stay inside one
-        forward pass, as FSDP needs.
+        Returns (B, T, V), or (B, T, 1) of a reward model. With `head`, returns what `head(hidden)`
+        makes of the final hidden states, (B, T, C). So a caller can avoid (B, T, V) and yet use the
+        weights inside the forward pass, where FSDP has them whole.
         """
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)  # (B, T)
         if cache is not None:
@@ -242,7 +249,8 @@ class Transformer(nn.Module):
         mask = None  # plain causal, unless some queries start after position 0
         if cache is not None and cache.size > 0:
             slots = torch.arange(cache.size + ids.shape[1], device=ids.device)
-            mask = (slots <= positions[:, :, None])[:, None]  # (B, 1, T, S)
+            group = self.config.num_attention_heads // self.config.num_key_value_heads
+            mask = (slots <= positions.repeat(1, group)[:, :, None])[:, None]  # (B, 1, H/K·T, S)
         if self.frequencies.device != ids.device:
             self.frequencies = self.frequencies.to(ids.device)
         rope = rotary_angles(positions, self.frequencies)
@@ -253,7 +261,7 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.lengths = cache.lengths + ids.shape[1]
             cache.size += ids.shape[1]
-        return self.logits(x) if head is None else head(x, self.logits)
+        return (head or self.logits)(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V), or (..., 1) of a reward model."""

@@ -98,7 +98,7 @@ def generate(
     # 2. Prefill each distinct prompt once, then fan its cache out to all of its responses.
     distinct = {tuple(prompt): None for prompt in prompts}
     place = {prompt: i for i, prompt in enumerate(distinct)}
-    logits, cache = prefill(model, list(distinct), device)
+    logits, cache = prefill(model, list(distinct), max_new_tokens, device)
     rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
     rows = rows.repeat_interleave(num_generations)  # (R,)
     cache.select(rows)
@@ -149,17 +149,17 @@ def uniform_numbers(seed: int, rows: int, columns: int) -> Tensor:
 
 
 def prefill(
-    model: Transformer, prompts: Sequence[Sequence[int]], device: torch.device
+    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device
 ) -> tuple[Tensor, KVCache]:
     """Run ragged prompts through the model: logits after each one's last token, (B, V); cache."""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)  # (B, T)
-    cache = KVCache(len(prompts), device)
+    cache = KVCache(len(prompts), ids.shape[1] + max_new_tokens, device)
     rows = torch.arange(len(prompts), device=device)
     logits = model(
         ids.to(device),
         cache=cache,
-        head=lambda hidden, logits: logits(hidden[rows, lengths - 1]),
+        head=lambda hidden: model.logits(hidden[rows, lengths - 1]),
     )
     cache.lengths = lengths  # not the padded length: the next token overwrites the padding
     return logits, cache

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data.cli import InputError, progress, read_json, write_json
+from data.cli import InputError, is_main_process, progress, read_json, write_json
 from data.modes import MODES, format_response, parse_response
 from data.tokenizer import ROLES, Messages, Tokenizer
 
@@ -295,6 +296,8 @@ class TokenizedRows:
         fits = lengths.sum(1) <= max_length
         self.starts, self.lengths = (ends - lengths.sum(1))[fits], lengths[fits]
         self.too_long = len(lengths) - len(self.lengths)
+        if not len(self.lengths):
+            raise InputError(f"{folder}: every row is longer than max_length")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -311,25 +314,24 @@ Row = Sequence[list[int]]  # the token ids of a prompt, then of a response, or o
 Rows = Sequence[Row] | TokenizedRows
 
 
-def tokenize_rows(path: str, tokenizer: Tokenizer, max_length: int) -> tuple[Rows, int]:
-    """(prompt ids, response ids) of every HFT row that fits, and the number of those that do not.
+def tokenize_rows(
+    path: str, tokenizer: Tokenizer, max_length: int, cache: Path, wait: Callable[[], None]
+) -> TokenizedRows:
+    """The HFT rows of a file, or of a folder of rows that data/prepare.py has tokenized.
 
-    path: a file of rows, or a folder of rows that data/prepare.py has tokenized.
+    The main process tokenizes a file into the folder `cache`, in place of what that held; then all
+    processes read it from there. `wait` lets each of them wait for the others.
     """
-    rows: Rows
     if Path(path).is_dir():
-        rows = on_disk = TokenizedRows(Path(path), tokenizer, max_length)
-        too_long = on_disk.too_long
-    else:
-        encoded = [
-            encode_row(tokenizer, messages, text, where)
-            for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows")
-        ]
-        rows = [row for row in encoded if row_length(row) <= max_length]
-        too_long = len(encoded) - len(rows)
-    if not len(rows):
-        raise InputError(f"{path}: every row is longer than max_length")
-    return rows, too_long
+        return TokenizedRows(Path(path), tokenizer, max_length)
+    if is_main_process():
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with token_writer(cache, tokenizer) as write:
+            for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows"):
+                write(*encode_row(tokenizer, messages, text, where))
+    wait()
+    return TokenizedRows(cache, tokenizer, max_length)
 
 
 def row_length(row: Row) -> int:

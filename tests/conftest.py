@@ -85,7 +85,7 @@ def polite(lab_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("polite")
     settings = hft_settings(
         lab_folder, folder, max_steps=60, batch_size=32, learning_rate=1e-2,
-        per_device_train_batch_size=32,
+        max_tokens_per_device=512,
     )  # fmt: skip
     lhrm.hft(settings)
     return folder
@@ -96,7 +96,7 @@ def tokenizer(lab_folder: Path) -> Tokenizer:
     return Tokenizer.from_pretrained(lab_folder / "base")
 
 
-TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 8}
+TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "max_tokens_per_device": 128}
 
 
 def hft_settings(lab_folder, output, **changes):
@@ -142,7 +142,7 @@ def baseline_settings(method, lab_folder, output, **changes):
         "max_completion_length": 24,
         "logging_steps": 1,
         **TINY_RUN,
-        "per_device_train_batch_size": 2,
+        "max_tokens_per_device": 64,
         **changes,
     }
     return hgpo.METHODS[method][0](**values)

@@ -133,7 +133,7 @@ def test_hft_and_hgpo_train_smollm2(tmp_path):
     for name, part in lines.items():
         text = "".join(json.dumps(row) + "\n" for row in part)
         (tmp_path / f"{name}.jsonl").write_text(text)
-    common = ["--gradient_checkpointing", "true", "--per_device_train_batch_size", 4]
+    common = ["--gradient_checkpointing", "true", "--max_tokens_per_device", 64]
     hft = ["lhrm.py", "hft", "--model_name_or_path", asset("smollm2-qwen2"), *common]
     hft += ["--dataset_name", tmp_path / "hft.jsonl", "--output_dir", tmp_path / "hft"]
     hft += ["--batch_size", 8, "--max_steps", 24, "--logging_steps", 1]

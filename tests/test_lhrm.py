@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lhrm
 from data import report
-from data.cli import InputError
 from data.judge import Judged
 from data.modes import NEITHER, NO_THINK, THINK
 from data.report import Record
@@ -20,7 +20,6 @@ from lhrm import (
     best_modes,
     hft_loss,
     hybrid_accuracy,
-    micro_batch_size,
     micro_batches,
     optimizer_step,
     scheduled_rate,
@@ -80,10 +79,11 @@ def slow_log_probs(model, prompt, response, temperature=1.0):
 PROMPTS, RESPONSES = [[1, 2, 3], [4], [5, 6]], [[50, 9, 7], [51, 9, 9, 9, 9], [50]]
 
 
-@pytest.mark.parametrize("max_logits", [2**25, 61 * 2])
+@pytest.mark.parametrize("max_logits", [2**24, 61 * 2])
 def test_scores_equal_a_plain_forward_in_value_and_gradient(max_logits, monkeypatch):
-    monkeypatch.setattr(lhrm, "MAX_LOGITS", max_logits)
+    monkeypatch.setitem(lhrm.MAX_LOGITS, "cpu", max_logits)
     model, twin = tiny_model(), tiny_model()
+    model.num_tokens = twin.num_tokens = 55  # the other rows of the head name no token
     scores = score_responses(model, PROMPTS, RESPONSES, temperature=0.7)
     assert scores.mask.tolist() == [[t < len(r) for t in range(5)] for r in RESPONSES]
     assert (scores.log_probs[~scores.mask] == 0).all()
@@ -96,10 +96,54 @@ def test_scores_equal_a_plain_forward_in_value_and_gradient(max_logits, monkeypa
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+class HeadCalls(TorchDispatchMode):
+    """Counts the products with a head of 61 tokens, and the most logits of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products, self.most = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default:
+            self.products += 61 in (*args[0].shape, *args[1].shape)
+        logits = isinstance(out, torch.Tensor) and out.shape[-1:] == (61,) and len(out) != 32
+        if logits and out.dim() == 2:  # and neither the head, transposed, nor its gradient
+            self.most = max(self.most, out.numel())
+        return out
+
+
+def test_scoring_makes_one_product_with_the_head_forward_and_three_backward_in_chunks(monkeypatch):
+    monkeypatch.setitem(lhrm.MAX_LOGITS, "cpu", 61 * 3)
+    model = tiny_model()
+    with HeadCalls() as forward:
+        scores = score_responses(model, PROMPTS, RESPONSES, figures=("entropy", "correct"))
+    with HeadCalls() as backward:
+        scores.log_probs.sum().backward()
+    chunks = 3  # of 9 tokens
+    assert (forward.products, backward.products) == (chunks, 3 * chunks)
+    assert forward.most == backward.most == 61 * 3
+
+
+def test_the_heads_gradient_over_many_chunks_is_as_exact_in_bf16_as_over_one(monkeypatch):
+    hidden, weight = torch.randn(2048, 16).bfloat16(), torch.randn(61, 16).bfloat16()
+    targets = torch.randint(61, (2048,))
+
+    def gradient(chunk, *tensors):
+        monkeypatch.setitem(lhrm.MAX_LOGITS, "cpu", 61 * chunk)
+        hidden, weight = (x.clone().requires_grad_() for x in tensors)
+        lhrm.TokenLogProbs.apply(hidden, weight, 61, targets, 1.0, ())[0].sum().backward()
+        return weight.grad.float()
+
+    exact = gradient(2048, hidden.float(), weight.float())
+    errors = [(gradient(c, hidden, weight) - exact).norm() / exact.norm() for c in (2048, 8)]
+    assert errors[1] < 1.2 * errors[0] < 0.01
+
+
 def test_entropy_and_accuracy_are_those_of_the_next_token():
     model = tiny_model()
     model.num_tokens = 55  # −inf logits must not become NaN
-    scores = score_responses(model, [[1, 2]], [[50, 3]])
+    scores = score_responses(model, [[1, 2]], [[50, 3]], figures=("entropy", "correct"))
     logits = model(torch.tensor([[1, 2, 50]]))[0, 1:, :55]
     expected = torch.distributions.Categorical(logits=logits).entropy()
     torch.testing.assert_close(scores.entropy[0], expected)
@@ -142,14 +186,15 @@ def test_eq4_trains_from_the_mode_tag_to_the_stop_token_and_nothing_else(tokeniz
     torch.testing.assert_close(scores.log_probs[0], slow_log_probs(model, prompt, response))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_the_gradient_is_the_same_for_any_split_into_micro_batches(size):
+@pytest.mark.parametrize("max_tokens", [1, 8, 16, 100])
+def test_the_gradient_is_the_same_for_any_split_into_micro_batches(max_tokens):
     prompts = [[1, 2, 3], [4], [5, 6], [7], [8, 9]]
     responses = [[50, 9, 7], [51, 9, 9, 9, 9], [50], [51, 3], [50, 1, 2, 3, 4, 5, 6]]
     whole, split = tiny_model(), tiny_model()
     scores = score_responses(whole, prompts, responses)
     hft_loss(scores.log_probs, scores.mask, 5).backward()
-    for part in micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], size):
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
+    for part in [*micro_batches(lengths, max_tokens, runtime()), []]:  # and one without rows
         scores = score_responses(split, [prompts[i] for i in part], [responses[i] for i in part])
         hft_loss(scores.log_probs, scores.mask, 5).backward()
     for a, b in zip(whole.parameters(), split.parameters()):
@@ -171,26 +216,22 @@ def test_the_gradient_is_clipped_to_a_global_norm_which_is_returned():
 # ----------------------------------------------------------------------------- batches and schedule
 
 
+def runtime(most_groups=0):
+    """One rank, beside others of which one has `most_groups` micro-batches."""
+    return SimpleNamespace(max=lambda groups: max(groups, most_groups))
+
+
 def test_micro_batches_hold_every_row_once_with_like_lengths_together():
-    parts = micro_batches([5, 1, 9, 2, 8], 2)
-    assert parts == [[1, 3], [0, 4], [2]]
+    lengths = [5, 1, 9, 2, 8, 2]
+    assert micro_batches(lengths, 6, runtime()) == [[1, 3, 5], [0], [4], [2]]
+    assert micro_batches(lengths, 16, runtime()) == [[1, 3, 5], [0, 4], [2]]
+    assert micro_batches(lengths, 54, runtime()) == [[1, 3, 5, 0, 4, 2]]
+    assert micro_batches(lengths, 53, runtime()) == [[1, 3, 5, 0, 4], [2]]
 
 
-def runtime(world_size):
-    return SimpleNamespace(world_size=world_size)
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    def size(batch, world_size, wanted, rows_each=1):
-        settings = SimpleNamespace(per_device_train_batch_size=wanted)
-        return micro_batch_size("batch_size", batch, rows_each, settings, runtime(world_size))
-
-    assert size(64, 2, 8) == 8
-    assert size(64, 8, 32) == 8  # a rank has no more than 8
-    assert size(6, 2, 6, rows_each=4) == 6
-    for bad in [(65, 2, 8), (64, 1, 7), (0, 1, 1), (8, 1, 0)]:
-        with pytest.raises(InputError):
-            size(*bad)
+def test_every_rank_runs_equally_many_micro_batches():
+    assert micro_batches([3, 4], 8, runtime(3)) == [[0, 1], [], []]
+    assert micro_batches([], 8, runtime(1)) == [[]]
 
 
 def test_an_epoch_takes_every_row_once_and_the_next_in_another_order():

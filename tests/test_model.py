@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, bare_tokenizer, run, tiny_model
 from safetensors.torch import load_file, save_file
 
@@ -155,7 +156,7 @@ def test_scores_of_a_reward_model_equal_transformers(model_type, tmp_path):
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     ids = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])  # 0 is padding
     last = torch.tensor([4, 2])
-    ours = again(ids, head=lambda hidden, score: score(hidden[torch.arange(2), last]))
+    ours = again(ids, head=lambda hidden: again.score(hidden[torch.arange(2), last]))
     assert ours.shape == (2, 1)
     torch.testing.assert_close(ours, theirs(ids).logits, rtol=1e-5, atol=1e-5)
 
@@ -168,7 +169,7 @@ def test_ragged_cached_decoding_equals_an_uncached_forward(name):
     ids = torch.zeros(3, 8, dtype=torch.long)
     for row, known in zip(ids, rows):
         row[: len(known)] = torch.tensor(known)
-    cache = KVCache(3)
+    cache = KVCache(3, 48)
     model(ids, cache=cache)
     cache.lengths = torch.tensor([len(row) for row in rows])
     chunks = [more[:, :1], more[:, 1:4]] + [more[:, t : t + 1] for t in range(4, 40)]
@@ -178,9 +179,39 @@ def test_ragged_cached_decoding_equals_an_uncached_forward(name):
         torch.testing.assert_close(cached[row], whole, rtol=1e-4, atol=1e-4)
 
 
+def test_no_attention_call_has_both_a_mask_and_groups_of_heads(monkeypatch):
+    """Flash attention takes no mask, and the others that are fast take no groups."""
+    calls, attention = [], F.scaled_dot_product_attention
+
+    def record(q, k, v, **options):
+        calls.append((options.get("attn_mask") is not None, q.shape[1] != k.shape[1]))
+        return attention(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    model, cache = tiny_model(), KVCache(2, 8)
+    model(torch.tensor([[1, 2], [3, 4]]), cache=cache)
+    model(torch.tensor([[5], [6]]), cache=cache)
+    model(torch.tensor([[5, 7], [6, 8]]), cache=cache)
+    assert set(calls) == {(False, True), (True, False)}
+
+
+def test_cudnns_attention_is_off():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_cache_never_holds_more_slots_than_its_limit(model):
+    cache = KVCache(1, 41)
+    model(torch.tensor([[1, 2, 3]]), cache=cache)
+    slots = []
+    for _ in range(38):
+        model(torch.tensor([[4]]), cache=cache)
+        slots.append(cache.layers[0][0].shape[1])
+    assert slots[-1] == 41 and len(set(slots)) < 5
+
+
 def test_a_caches_rows_can_be_dropped_reordered_and_copied(model):
     ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    cache = KVCache(3)
+    cache = KVCache(3, 48)
     model(ids, cache=cache)
     cache.select(torch.tensor([2, 0, 2]))
     step = model(torch.tensor([[10], [11], [12]]), cache=cache)[:, 0]

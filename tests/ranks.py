@@ -1,4 +1,4 @@
-"""Run under torchrun by test_training.py: gradients of two FSDP ranks against one plain process."""
+"""Run under torchrun by test_training.py: gradients of FSDP ranks against one plain process."""
 
 import sys
 from dataclasses import replace
@@ -16,31 +16,40 @@ RESPONSES = [[50, 9], [51, 9, 9, 9, 9], [50], [51, 3, 4, 5, 6, 7, 8, 9], [50, 1]
 LOSSES = ("hgpo", "dpo", "rft")
 
 
-def backward(loss: str, model: Transformer, reference: Transformer, part: list[int]) -> None:
-    """The gradient of one of the losses for a part of the batch of six."""
+def backward(
+    loss: str, model: Transformer, reference: Transformer, part: list[int], batch: list[int]
+) -> None:
+    """The gradient of one of the losses for `part` of `batch`, two lists of row numbers."""
     prompts, responses = [PROMPTS[i] for i in part], [RESPONSES[i] for i in part]
     if loss == "rft":
-        lhrm.hft_batch_loss(model, list(zip(prompts, responses)), 6)[0].backward()
+        lhrm.hft_batch_loss(model, list(zip(prompts, responses)), len(batch))[0].backward()
         return
     if loss == "dpo":
         rows = list(zip(prompts, responses, [RESPONSES[i - 1] for i in part]))
-        dpo_batch_loss(reference, 0.3, model, rows, 6)[0].backward()
+        dpo_batch_loss(reference, 0.3, model, rows, len(batch))[0].backward()
         return
     torch.manual_seed(0)
     advantages = torch.randn(6, 8)
     now = lhrm.score_responses(model, prompts, responses)
     old, ref = now.log_probs.detach() + 0.1, now.log_probs.detach() - 0.3
     here = advantages[part, : now.mask.shape[1]]
-    policy_loss(now.log_probs, old, ref, here, now.mask / 6, 0.2, 0.1).backward()
+    policy_loss(now.log_probs, old, ref, here, now.mask / len(batch), 0.2, 0.1).backward()
 
 
 def gradients(
-    loss: str, model: Transformer, reference: Transformer, rows: list[int], micro_batch: int
+    loss: str,
+    model: Transformer,
+    reference: Transformer,
+    batch: list[int],
+    max_tokens: int,
+    runtime: lhrm.Runtime,
 ) -> dict[str, torch.Tensor]:
-    """The gradients of one of the losses for `rows`, this rank's part of all six."""
+    """The gradients of one of the losses for `batch`, shared among the ranks."""
     model.zero_grad()
-    for start in range(0, len(rows), micro_batch):
-        backward(loss, model, reference, rows[start : start + micro_batch])
+    mine = runtime.share(batch)
+    lengths = [len(PROMPTS[i]) + len(RESPONSES[i]) for i in mine]
+    for part in lhrm.micro_batches(lengths, max_tokens, runtime):
+        backward(loss, model, reference, [mine[i] for i in part], batch)
     grads = {name: p.grad for name, p in model.named_parameters()}
     return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in grads.items()}
 
@@ -58,16 +67,18 @@ def main() -> None:
     runtime = lhrm.start(bf16=False)
     plain, plain_reference = (Transformer.from_pretrained(folder) for _ in range(2))
     another(plain_reference)
-    for micro_batch in (1, 3):
+    alone = replace(runtime, rank=0, world_size=1)
+    # Budgets that give many, two and one micro-batch; of two rows, a third rank gets none.
+    for max_tokens, batch in ((1, [0, 1, 2, 3, 4, 5]), (30, [0, 1, 2, 3, 4, 5]), (1000, [1, 3])):
         model, _ = lhrm.load_policy(folder, runtime, gradient_checkpointing=True)
         reference = another(lhrm.load_policy(folder, runtime, False)[0])
         assert isinstance(next(model.parameters()), DTensor)
         with lhrm.gathered(model):  # what a rollout does in between must not matter
             model(torch.tensor([[1, 2]] * (1 + runtime.rank)))
         for loss in LOSSES:
-            expected = gradients(loss, plain, plain_reference, list(range(6)), 6)
+            expected = gradients(loss, plain, plain_reference, batch, 1000, alone)
             norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1e9)
-            actual = gradients(loss, model, reference, runtime.share(range(6)), micro_batch)
+            actual = gradients(loss, model, reference, batch, max_tokens, runtime)
             for name, gradient in expected.items():
                 torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
         optimizer = lhrm.make_optimizer(model, 0.0)
@@ -76,6 +87,7 @@ def main() -> None:
             for _ in range(1 + 5 * runtime.rank):
                 model(torch.tensor([[1, 2, 3]]))
         assert runtime.gather(runtime.share("abcde")) == list("abcde")
+        assert runtime.max(runtime.rank) == runtime.world_size - 1
         assert replace(runtime, world_size=1).share("abc")[0] == "abc"[runtime.rank]
         if runtime.rank == 0:
             print("equal", flush=True)
