@@ -94,6 +94,11 @@ def inter_advantages(rewards: Tensor, delta: float, estimator: str = "grpo") -> 
     return group_advantages(values, estimator).view(rewards.shape)  # Eq. 10, 23: over all N
 
 
+def token_indices(lengths: Tensor) -> Tensor:
+    """0 … T−1, T the greatest length, or 0 on a rank without queries: (R,) int -> (T,)."""
+    return torch.arange(max(lengths.tolist(), default=0), device=lengths.device)
+
+
 def token_advantages(
     intra: Tensor, inter: Tensor, lengths: Tensor, alpha: float, gamma: float = 1.0
 ) -> Tensor:
@@ -102,7 +107,7 @@ def token_advantages(
     intra, inter: (B, 2, G). lengths: (R,) int, in tokens. Returns (R, T), T the greatest length;
     zero past each response's end. gamma < 1 discounts from the last token: γ^(|o|−t) (Eq. 22).
     """
-    t = torch.arange(max(lengths.tolist(), default=0), device=lengths.device)  # (T,)
+    t = token_indices(lengths)  # (T,)
     inside = t < lengths[:, None]  # (R, T)
     remaining = (lengths[:, None] - 1 - t).clamp_min(0)  # |o_i| − t; the paper's t starts at 1
     advantages = intra.flatten()[:, None] * gamma**remaining  # Eq. 22; with γ = 1: Eq. 10, 23
@@ -155,8 +160,7 @@ def loss_weights(
     tokens. grpo: 1/(n·|o_i|), a mean over each response. dapo: 1/`num_tokens`, a mean over all
     tokens of the step. dr_grpo: 1/(n·max_tokens), a constant.
     """
-    longest = max(lengths.tolist(), default=0)
-    inside = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    inside = token_indices(lengths) < lengths[:, None]
     divisors = {
         "hgpo": torch.tensor(num_responses),
         "grpo": num_responses * lengths[:, None],

@@ -280,6 +280,7 @@ def fine_tune(
         num_tokens = sum(map(row_length, batch))
         batch = runtime.share(batch)
         totals = []
+        # Tokens of a row, as long as its longest response each time: of DPO's rows there are two.
         sizes = [len(row[1:]) * (len(row[0]) + max(map(len, row[1:]))) for row in batch]
         for part in micro_batches(sizes, settings.max_tokens_per_device, runtime):
             loss, sums, size = batch_loss(policy, [batch[i] for i in part], settings.batch_size)
@@ -717,11 +718,11 @@ class TokenLogProbs(torch.autograd.Function):
             part = slice(i, i + ctx.size)
             logits = (hidden[part] @ weight[:used].T).float().div_(temperature)
             norms[part] = logits.logsumexp(-1)
-            choices = logits.sub_(norms[part, None])  # log-probs of all tokens
-            log_probs[part] = choices.gather(1, targets[part, None]).squeeze(1)
+            log_probs[part] = logits.gather(1, targets[part, None]).squeeze(1) - norms[part]
             if "correct" in figures:
-                correct[part] = (choices.argmax(-1) == targets[part]).float()
+                correct[part] = (logits.argmax(-1) == targets[part]).float()
             if "entropy" in figures:
+                choices = logits.sub_(norms[part, None])  # log-probs of all tokens
                 entropy[part] = -torch.linalg.vecdot(choices.exp(), choices)
         ctx.save_for_backward(hidden, weight, targets, norms)
         ctx.used, ctx.temperature = used, temperature

@@ -296,8 +296,6 @@ class TokenizedRows:
         fits = lengths.sum(1) <= max_length
         self.starts, self.lengths = (ends - lengths.sum(1))[fits], lengths[fits]
         self.too_long = len(lengths) - len(self.lengths)
-        if not len(self.lengths):
-            raise InputError(f"{folder}: every row is longer than max_length")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -322,16 +320,20 @@ def tokenize_rows(
     The main process tokenizes a file into the folder `cache`, in place of what that held; then all
     processes read it from there. `wait` lets each of them wait for the others.
     """
-    if Path(path).is_dir():
-        return TokenizedRows(Path(path), tokenizer, max_length)
-    if is_main_process():
-        shutil.rmtree(cache, ignore_errors=True)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with token_writer(cache, tokenizer) as write:
-            for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows"):
-                write(*encode_row(tokenizer, messages, text, where))
-    wait()
-    return TokenizedRows(cache, tokenizer, max_length)
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = cache
+        if is_main_process():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with token_writer(folder, tokenizer) as write:
+                for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows"):
+                    write(*encode_row(tokenizer, messages, text, where))
+        wait()
+    rows = TokenizedRows(folder, tokenizer, max_length)
+    if not len(rows):
+        raise InputError(f"{path}: every row is longer than max_length")
+    return rows
 
 
 def row_length(row: Row) -> int:
