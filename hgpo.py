@@ -26,15 +26,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
 from data import cli, report
-from data.cli import InputError, progress, setting
+from data.cli import InputError, mix_seed, progress, setting
 from data.judge import Judged, RewardModel, check_verifier, load_reward_model
 from data.modes import MODES, NO_THINK
 from data.report import TOTALS
-from data.rows import Query, Row, check_domain, read_queries
+from data.rows import Query, Row, batch_indices, check_domain, read_queries
 from data.tokenizer import Tokenizer
 from lhrm import Runtime
 from model import Transformer
-from sample import mix_seed
 
 # ------------------------------------------------------ rewards and advantages, Eq. 8 to 10, 22, 23
 
@@ -283,10 +282,10 @@ class DPOSettings(PolicyOptions, lhrm.SupervisedOptions):
 
 ON_LAB = {  # the defaults that are others on the lab, for all three methods
     **lhrm.EVAL_ON_LAB, "output_dir": "runs/lab", "eval_batch_size": 1536,
-    "rollout_batch_size": 384, "gradient_checkpointing": False,
+    "rollout_batch_size": 256, "gradient_checkpointing": False,
 }  # fmt: skip
 HGPO_ON_LAB = {
-    **ON_LAB, "max_steps": 120, "num_queries": 48, "num_generations": 8, "beta": 0.03,
+    **ON_LAB, "max_steps": 60, "num_queries": 32, "num_generations": 8, "beta": 0.03,
     "learning_rate": 5e-4, "lr_scheduler_type": "cosine", "max_tokens_per_device": 4096,
 }  # fmt: skip
 BASELINE_ON_LAB = {**ON_LAB, "batch_size": 48, "max_tokens_per_device": 2048}
@@ -345,14 +344,14 @@ def sample_responses(
         for query, prompt, seed in zip(queries, prompts, seeds)
         for mode in MODES
     ]
-    size = max(1, settings.rollout_batch_size // n) * len(MODES)
     each = n // len(MODES)  # Eq. 5: … N/2 responses
-    answers = []
-    for i in range(0, len(asked), size):
-        part = asked[i : i + size]
-        answers += lhrm.answer(  # Eq. 6: O(q), one query after the other
-            policy, tokenizer, part, settings, reward_model, each, settings.temperature
+    groups = dict(
+        lhrm.answer(
+            policy, tokenizer, asked, settings, reward_model, each, settings.rollout_batch_size,
+            settings.temperature,
         )
+    )  # fmt: skip
+    answers = [a for place in range(len(asked)) for a in groups[place]]  # Eq. 6: O(q), one by one
     device = next(policy.parameters()).device
     rows = [torch.tensor(completion.log_probs) for completion, _ in answers]
     # With one empty row more, because this rank may have no queries.
@@ -388,7 +387,7 @@ def train(
     optimizer = lhrm.make_optimizer(policy, settings.weight_decay)
     models = {"policy": policy} | ({"reference": reference} if reference else {})
     first, tokens_seen = lhrm.load_checkpoint(settings, models, optimizer, runtime)
-    log = lhrm.Log(Path(settings.output_dir), first, settings.report_to)
+    log = report.Log(Path(settings.output_dir), first, settings.report_to)
     steps, sync_steps = settings.max_steps, settings.ref_model_sync_steps
     num_responses = settings.num_queries * settings.num_generations
     gamma = ESTIMATORS[settings.estimator] if settings.gamma is None else settings.gamma
@@ -438,7 +437,7 @@ def draw_queries(
     queries: Sequence[Query], step: int, settings: HGPOSettings, runtime: Runtime
 ) -> tuple[list[Query], list[int]]:
     """This rank's part of the B queries of a step, and a seed for the responses to each."""
-    rows = lhrm.batch_indices(len(queries), settings.num_queries, step, settings.seed)
+    rows = batch_indices(len(queries), settings.num_queries, step, settings.seed)
     places = runtime.share(range(settings.num_queries))
     seeds = [mix_seed(settings.seed, "rollout", step, place) for place in places]
     return [queries[rows[place]] for place in places], seeds
@@ -461,7 +460,8 @@ def accumulate_gradients(
     """
     totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
     lengths = [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses)]
-    for part in lhrm.micro_batches(lengths, settings.max_tokens_per_device, runtime):
+    parts = lhrm.micro_batches(lengths, settings.max_tokens_per_device, runtime)
+    for part in lhrm.sum_gradients_last(policy, parts):
         now = rollout.scores(policy, part, settings.temperature, ["entropy"])
         where = (part, slice(now.mask.shape[1]))  # up to the end of the longest of these responses
         if first_update:
@@ -517,7 +517,7 @@ def record_step(
     totals: Tensor,
     with_reference: bool,
     figures: dict[str, float],
-    log: lhrm.Log,
+    log: report.Log,
     bar: Any,
     runtime: Runtime,
 ) -> None:
@@ -568,7 +568,7 @@ def sample_once(
     done = report.Unfinished(*kept_in)
     runtime.wait()
     mine = runtime.share([q for q in range(len(queries)) if q not in done.rows])
-    size = max(1, settings.rollout_batch_size // n)
+    size = max(1, 16 * settings.rollout_batch_size // n)  # queries between two savings
     bar = progress(None, "sampling", total=len(mine), unit="query")
     with lhrm.gathered(policy), bar:
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
 import itertools
 import json
 import math
@@ -27,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -39,18 +37,28 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data import classify, cli, lab, report
-from data.cli import InputError, is_main_process, progress, setting
+from data.cli import InputError, mix_seed, progress, setting
 from data.judge import VERIFIERS, Judged, RewardModel, check_verifier, judge_all, load_reward_model
 from data.modes import MODES, NO_THINK, THINK
-from data.report import Record, Unfinished
-from data.rows import Query, Row, Rows, check_domain, read_queries, row_length, tokenize_rows
+from data.report import Log, Record, Unfinished
+from data.rows import (
+    Query,
+    Row,
+    Rows,
+    batch_indices,
+    check_domain,
+    read_queries,
+    row_length,
+    tokenize_rows,
+)
 from data.tokenizer import SAMPLING, Tokenizer
 from model import Block, Config, Transformer
-from sample import MAX_TOKENS, Completion, generate, mix_seed
+from sample import MAX_TOKENS, Completion, generate_as_completed
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # dcp, in one process
 CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
 MAX_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # that exist at once: 64 and 512 MiB in fp32
+MAX_UNSHARDED = 2**31  # parameters whose gradient a rank may hold whole: 8 GiB in fp32
 
 # ------------------------------------------------------------------- Hybrid Accuracy, §2.1 and §2.4
 
@@ -215,8 +223,8 @@ class HFTSettings(SupervisedOptions):
 
 
 HFT_ON_LAB: dict[str, Any] = {  # the defaults that are others on the lab
-    "output_dir": "runs/lab", "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.1,
-    "max_tokens_per_device": 768, "gradient_checkpointing": False,
+    "output_dir": "runs/lab", "num_train_epochs": 1, "batch_size": 32, "learning_rate": 2.5e-3,
+    "weight_decay": 0.1, "max_tokens_per_device": 768, "gradient_checkpointing": False,
 }  # fmt: skip
 
 
@@ -282,7 +290,8 @@ def fine_tune(
         totals = []
         # Tokens of a row, as long as its longest response each time: of DPO's rows there are two.
         sizes = [len(row[1:]) * (len(row[0]) + max(map(len, row[1:]))) for row in batch]
-        for part in micro_batches(sizes, settings.max_tokens_per_device, runtime):
+        parts = micro_batches(sizes, settings.max_tokens_per_device, runtime)
+        for part in sum_gradients_last(policy, parts):
             loss, sums, size = batch_loss(policy, [batch[i] for i in part], settings.batch_size)
             loss.backward()
             totals.append(torch.stack([loss.detach(), size, *sums.values()]).double())
@@ -341,7 +350,7 @@ class EvalOptions:
     hacc_margin: float = setting(0.05, "mean rewards closer than this are equal in Eq. 13")
 
 
-EVAL_ON_LAB = {"eval_domain": "maths", "eval_num_generations": 16, "max_completion_length": 64}
+EVAL_ON_LAB = {"eval_domain": "maths", "eval_num_generations": 8, "max_completion_length": 64}
 
 
 @dataclass
@@ -378,22 +387,23 @@ def answer(
     settings: EvalOptions,
     reward_model: RewardModel | None,
     num_generations: int,
+    batch_size: int,
     temperature: float,
     top_p: float = 1.0,
-) -> list[tuple[Completion, Judged]]:
-    """Sample `num_generations` responses to each of `asked`, a query in a mode, and judge them.
-
-    All responses to one of `asked` come before those to the next (Eq. 5 to 7).
-    """
-    groups = generate(
+) -> Iterator[tuple[int, list[tuple[Completion, Judged]]]]:
+    """Sample `num_generations` responses to each of `asked`, a query in a mode, and judge them
+    (Eq. 5 to 7). Yields the place of one of `asked` and its responses, as these are done."""
+    groups = generate_as_completed(
         model, tokenizer, [a.prompt for a in asked],
         modes=[a.setup if a.setup in MODES else None for a in asked],
         num_generations=num_generations, max_new_tokens=settings.max_completion_length,
-        temperature=temperature, top_p=top_p, seed=[a.seed for a in asked],
+        temperature=temperature, top_p=top_p, seed=[a.seed for a in asked], batch_size=batch_size,
     )  # fmt: skip
-    cases = [(a.query, completion) for a, group in zip(asked, groups) for completion in group]
-    judged = judge_all(cases, tokenizer, reward_model, settings.verifier)
-    return [(completion, j) for (_, completion), j in zip(cases, judged)]
+    at_once = max(1, batch_size // num_generations)
+    while part := list(itertools.islice(groups, at_once)):
+        cases = [(asked[place].query, completion) for place, group in part for completion in group]
+        judged = iter(judge_all(cases, tokenizer, reward_model, settings.verifier))
+        yield from ((place, list(zip(group, judged))) for place, group in part)
 
 
 def evaluate(
@@ -414,31 +424,30 @@ def evaluate(
     """
     done = unfinished.rows if unfinished else {}
     mine = runtime.share([q for q in range(len(queries)) if q not in done])
-    prompts = {q: tokenizer.encode_chat(queries[q].prompt) for q in mine}
-    mine.sort(key=lambda q: -len(prompts[q]))  # like lengths together pad little; the worst first
     setups = setups or [(*MODES, "auto")] * len(queries)
-    k = settings.eval_num_generations
-    size = max(1, settings.eval_batch_size // (k * max(map(len, setups))))  # queries at once
+    asked = []
+    for q in mine:
+        prompt = tokenizer.encode_chat(queries[q].prompt)
+        for setup in setups[q]:
+            asked.append(Asked(queries[q], prompt, setup, mix_seed(seed, "eval", q, setup)))
+    places = [q for q in mine for _ in setups[q]]  # of each of `asked`
+    answers = answer(
+        model, tokenizer, asked, settings, reward_model, settings.eval_num_generations,
+        settings.eval_batch_size, settings.eval_temperature, settings.eval_top_p,
+    )  # fmt: skip
+    judged: dict[int, dict[str, list[Judged]]] = {q: {} for q in mine}
     records: list[tuple[int, Record]] = []
     model.eval()
     with gathered(model), progress(None, description, total=len(mine), unit="query") as bar:
-        for part in (mine[i : i + size] for i in range(0, len(mine), size)):
-            asked = [
-                Asked(queries[q], prompts[q], setup, mix_seed(seed, "eval", q, setup))
-                for q in part
-                for setup in setups[q]
-            ]
-            answers = answer(
-                model, tokenizer, asked, settings, reward_model, k, settings.eval_temperature,
-                settings.eval_top_p,
-            )  # fmt: skip
-            judged = iter([judged for _, judged in answers])
-            for q in part:
-                responses = {setup: list(itertools.islice(judged, k)) for setup in setups[q]}
+        for place, found in answers:
+            q = places[place]
+            judged[q][asked[place].setup] = [j for _, j in found]
+            if len(judged[q]) == len(setups[q]):
+                responses = {setup: judged[q][setup] for setup in setups[q]}
                 records.append((q, Record(queries[q], responses)))
                 if unfinished:
                     unfinished.add(q, dataclasses.asdict(records[-1][1]))
-            bar.update(len(part))
+                bar.update()
     model.train()
     return [record for _, record in sorted([*done.items(), *runtime.gather(records)])]
 
@@ -760,20 +769,17 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, runtime: Runtime) -> 
     return groups + [[]] * (runtime.max(len(groups)) - len(groups))
 
 
-def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The row numbers of a step. Each epoch has its own order, which follows from the arguments
-    alone, so that resuming needs no state."""
-    places = range(step * batch_size, (step + 1) * batch_size)
-    return [int(epoch_order(num_rows, i // num_rows, seed)[i % num_rows]) for i in places]
+def sum_gradients_last(policy: Transformer, groups: Sequence[list[int]]) -> Iterator[list[int]]:
+    """Each of `groups`, for a forward and backward pass of FSDP: the ranks add up their gradients
+    in the last one alone, unless a whole gradient is too large to hold."""
+    few = sum(parameter.numel() for parameter in policy.parameters()) <= MAX_UNSHARDED
+    for n, group in enumerate(groups, 1):
+        if isinstance(policy, FSDPModule):
+            policy.set_requires_gradient_sync(n == len(groups) or not few)
+        yield group
 
 
-@functools.lru_cache(maxsize=4)
-def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
-    """A permutation of the rows."""
-    return np.random.default_rng(mix_seed(seed, "order", epoch)).permutation(num_rows)
-
-
-# ----------------------------------------------------------------------- optimizer, log, checkpoint
+# ---------------------------------------------------------------------------- optimizer, checkpoint
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
@@ -811,36 +817,6 @@ def scheduled_rate(step: int, steps: int, settings: TrainOptions) -> float:
         return settings.learning_rate
     done = (step - warmup) / (steps - warmup)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-class Log:
-    """The figures of a run, written by rank 0: a JSON object a step in log.jsonl, TensorBoard."""
-
-    def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
-        self.path = folder / "log.jsonl"
-        self.board: Any = None
-        if not is_main_process():
-            return
-        earlier = []
-        if start_step and self.path.exists():  # drop what a killed run logged past its checkpoint
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            whole = [line for line in lines if line.endswith("}")]  # the last one may be half
-            earlier = [line for line in whole if json.loads(line)["step"] <= start_step]
-        self.path.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
-        if report_to == "tensorboard":
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise InputError("--report_to tensorboard: pip install tensorboard") from None
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        """Log the figures of a step."""
-        if not is_main_process():
-            return
-        cli.write_rows(self.path, [{"step": step, **figures}], "a")
-        for name, value in figures.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
 
 
 # The settings that a resumed run may change: they do not change the weights.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:  # (..., size) -> same
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return x32.to(x.dtype) * self.weight
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,35 +70,53 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.size = 0  # slots in use in the fullest row: known to Python, so no device sync
         self.limit = limit  # the most tokens that a row will ever hold
-        self.layers: dict[int, list[Tensor]] = {}  # layer -> [keys, values], each (B, slots, K, D)
+        self.layers: dict[int, list[Tensor]] = {}  # layer -> [keys, values], each (B, K, slots, D)
+
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Say how many tokens each row holds: what lies past them is forgotten."""
+        self.lengths = torch.tensor(lengths, device=self.lengths.device)
+        self.size = max(lengths)
+
+    def reserve(self, layer: int, used: int, like: Tensor) -> list[Tensor]:
+        """Keys and values of a layer, with room for `used` tokens in every row."""
+        if layer not in self.layers:
+            self.layers[layer] = [
+                like.new_zeros(len(self.lengths), like.shape[1], 0, like.shape[3])
+            ] * 2
+        stores = self.layers[layer]
+        for i, store in enumerate(stores):
+            if used > store.shape[2]:  # grow by a half: appending stays linear in time
+                slots = min(used * 3 // 2 + 16, self.limit) - store.shape[2]
+                stores[i] = F.pad(store, (0, 0, 0, slots))
+        return stores
 
     def append(
         self, layer: int, keys: Tensor, values: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Store (B, T, K, D) at `positions` (B, T); returns all keys and values: (B, S, K, D)."""
-        used = self.size + keys.shape[1]
-        if layer not in self.layers:
-            self.layers[layer] = [keys.new_zeros(keys.shape[0], 0, *keys.shape[2:])] * 2
+        """Store (B, K, T, D) at `positions` (B, T); returns all keys and values: (B, K, S, D)."""
+        used = self.size + keys.shape[2]
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        for i, new in enumerate((keys, values)):
-            store = self.layers[layer][i]
-            if used > store.shape[1]:  # grow by a half: appending stays linear in time
-                slots = min(used * 3 // 2 + 16, self.limit) - store.shape[1]
-                store = F.pad(store, (0, 0, 0, 0, 0, slots))
-                self.layers[layer][i] = store
-            store[rows, positions] = new
-        keys, values = self.layers[layer]
-        return keys[:, :used], values[:, :used]
+        stores = self.reserve(layer, used, keys)
+        for store, new in zip(stores, (keys, values)):
+            store[rows, :, positions] = new.transpose(1, 2)
+        keys, values = stores
+        return keys[:, :, :used], values[:, :, :used]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep `rows` in that order; one named several times is copied (prefill once, fan out).
+    def insert(self, rows: Sequence[int], other: KVCache, others: Sequence[int]) -> None:
+        """Copy the rows `others` of a cache over `rows` of this one, but for their lengths."""
+        to, source = (
+            torch.tensor(places, dtype=torch.long, device=self.lengths.device)
+            for places in (rows, others)
+        )
+        for layer, theirs in other.layers.items():
+            for store, new in zip(self.reserve(layer, other.size, theirs[0]), theirs):
+                store[to, :, : other.size] = new[source, :, : other.size]
 
-        Keys and values are copied one by one, so that no more than one of them exists twice.
-        """
-        self.lengths = self.lengths[rows]
+    def keep(self, rows: int) -> None:
+        """Forget all rows but the first ones."""
+        self.lengths = self.lengths[:rows]
         for stores in self.layers.values():
-            for i in range(len(stores)):
-                stores[i] = stores[i][rows]
+            stores[:] = [store[:rows] for store in stores]
 
 
 class Attention(nn.Module):
@@ -135,9 +151,9 @@ class Attention(nn.Module):
         q = rotate(self.q_norm(self.q_proj(x).view(heads)), *rope)  # (B, T, H, D)
         k = rotate(self.k_norm(self.k_proj(x).view(heads)), *rope)  # (B, T, K, D)
         v = self.v_proj(x).view(heads)  # (B, T, K, D)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D), (B, K, T, D) twice
         if cache is not None:
-            k, v = cache.append(self.layer, k, v, positions)  # (B, S, K, D)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D), (B, K, S, D) twice
+            k, v = cache.append(self.layer, k, v, positions)  # (B, K, S, D) twice
         if mask is None:
             gqa = q.shape[1] != k.shape[1]
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
@@ -238,7 +254,7 @@ class Transformer(nn.Module):
 
         ids: (B, T) int64, rows right-padded where they are ragged. With `cache`, they follow what
         it holds: their keys and values are appended to it, and every row's length grows by T; after
-        a ragged prefill set `cache.lengths` yourself.
+        a ragged prefill call `cache.set_lengths`.
         Returns (B, T, V), or (B, T, 1) of a reward model. With `head`, returns what `head(hidden)`
         makes of the final hidden states, (B, T, C). So a caller can avoid (B, T, V) and yet use the
         weights inside the forward pass, where FSDP has them whole.

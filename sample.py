@@ -10,29 +10,30 @@ Shapes: R rows = prompts × num_generations, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib
 import json
+import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from tokenizers.decoders import DecodeStream
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data.cli import InputError, parse_settings, run_command, setting
+from data.chat import chat, read_prompts
+from data.cli import InputError, mix_seed, parse_settings, run_command, setting
 from data.modes import MODES
 from data.tokenizer import SAMPLING, Messages, Tokenizer
 from model import KVCache, Transformer
 
-MAX_TOKENS = 2**20  # largest max_new_tokens: memory for all the tokens is allocated beforehand
-SMALLER_BATCH = 0.75  # share of unfinished rows at which a smaller batch is worth copying the cache
+MAX_TOKENS = 2**20  # largest max_new_tokens: a random number for each is drawn beforehand
+SMALLER_BATCH = 0.75  # share of busy slots at which a smaller batch is worth copying the cache
+CANDIDATES = 1024  # the likeliest tokens, among which top-p looks first
 NO_TOKEN = -1  # in the place of a tag, where none is forced
 
 
@@ -42,11 +43,23 @@ class Completion:
 
     ids: list[int]  # the mode tag first, the stop token last if there is one
     log_probs: list[float]  # of each id at the sampling temperature, before top-k and top-p
-    finished: bool  # ended in a stop token; otherwise it was cut at max_new_tokens
+    finished: bool = False  # ended in a stop token; otherwise it was cut at max_new_tokens
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        """Without the stop token."""
+        return tokenizer.decode(self.ids[: -1 if self.finished else None])
+
+
+def generate(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], **options: Any
+) -> list[list[Completion]]:
+    """The responses to each of `prompts`, all at the end: see `generate_as_completed`."""
+    groups = dict(generate_as_completed(model, tokenizer, prompts, **options))
+    return [groups[place] for place in range(len(prompts))]
 
 
 @torch.no_grad()
-def generate(
+def generate_as_completed(
     model: Transformer,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
@@ -58,135 +71,277 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
+    batch_size: int | None = None,
     on_token: Callable[[int], None] | None = None,
-) -> list[list[Completion]]:
-    """Sample `num_generations` responses to each of `prompts`: a ~ P(a | q, m) of Eq. 1.
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Sample `num_generations` responses to each of `prompts`: a ~ P(a | q, m) of Eq. 1. Yields the
+    place of a prompt and its responses as soon as all of them have ended.
 
     modes: for each prompt the mode whose tag opens its responses (Eq. 1, 5), or None: the model
     chooses (the π(q) of Eq. 3, the m_p of Eq. 13). The tag is token t = 1 of a response (index 0),
     and its log-prob is the model's own even where it is forced. temperature 0 is greedy (log-probs
     are then those at temperature 1); top_k 0 and top_p 1 are off. seed: one for the call, or one
     for each prompt. A prompt's responses depend on its own seed (or on the call's, and its place),
-    not on the others. on_token is called with each id as it is drawn, for a single response.
+    not on the others. batch_size: the most responses in work at a time; None: all. on_token is
+    called with each id as it is drawn, for a single response.
     Raises InputError for settings that make no sense.
     """
     modes = [None] * len(prompts) if modes is None else modes
     seeds = [mix_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
+    batch_size = len(prompts) * num_generations if batch_size is None else batch_size
     if max_new_tokens < 1 or num_generations < 1:
         raise InputError("max_new_tokens and num_generations must be at least 1")
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise InputError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
     if not prompts:
-        return []
+        return
+    if batch_size < 1:
+        raise InputError("batch_size must be at least 1")
     if not len(prompts) == len(modes) == len(seeds):
         raise InputError("prompts, modes and seeds must be equally many")
     if any(len(prompt) == 0 for prompt in prompts):
         raise InputError("a prompt needs at least one token")
     if unknown := set(modes) - {*MODES, None}:
         raise InputError(f"unknown mode {unknown.pop()!r}: think, no_think or None")
-
-    # 1. One uniform number for each response and token, drawn beforehand from the prompt's own
-    #    seed: so a response does not depend on what else is in the batch.
-    device = next(model.parameters()).device
-    uniform = torch.stack([uniform_numbers(s, num_generations, max_new_tokens) for s in seeds])
-    uniform = uniform.flatten(0, 1).to(device)  # (R, max_new_tokens)
-    stop = torch.tensor(tokenizer.eos_ids, device=device)
     tags = {"think": tokenizer.think_id, "no_think": tokenizer.no_think_id, None: NO_TOKEN}
-    forced = torch.tensor([tags[mode] for mode in modes], device=device)
-    forced = forced.repeat_interleave(num_generations)  # (R,)
+    requests = [
+        Request(
+            place, tuple(prompt), tags[mode], own_seed,
+            [Completion([], []) for _ in range(num_generations)], num_generations,
+        )
+        for place, (prompt, mode, own_seed) in enumerate(zip(prompts, modes, seeds))
+    ]  # fmt: skip
+    completed: list[Request] = []
 
-    # 2. Prefill each distinct prompt once, then fan its cache out to all of its responses.
-    distinct = {tuple(prompt): None for prompt in prompts}
-    place = {prompt: i for i, prompt in enumerate(distinct)}
-    logits, cache = prefill(model, list(distinct), max_new_tokens, device)
-    rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-    rows = rows.repeat_interleave(num_generations)  # (R,)
-    cache.select(rows)
-    logits = logits[rows]  # (R, V): every response draws its own first token
+    def extend(responses: Sequence[Response | None], logits: Tensor) -> list[Response | None]:
+        """Draw the next token of each response; returns those that go on, and None for others."""
+        going_on: list[Response | None] = list(responses)
+        drawn = draw_tokens(logits, responses, temperature, top_k, top_p)
+        for place, (response, token, log_prob) in enumerate(zip(responses, *drawn)):
+            if response is None:
+                continue
+            if math.isnan(log_prob):
+                raise InputError("the model's logits are not numbers: its weights are damaged")
+            if on_token is not None:
+                on_token(token)
+            completion = response.completion
+            completion.ids.append(token)
+            completion.log_probs.append(log_prob)
+            completion.finished = token in tokenizer.eos_ids
+            if completion.finished or len(completion.ids) == max_new_tokens:
+                going_on[place] = None
+                response.request.running -= 1
+                if response.request.running == 0:
+                    completed.append(response.request)
+        return going_on
 
-    # 3. Draw a token for every unfinished response and feed it back, until all have finished.
-    total = len(rows)
-    ids = torch.zeros(total, max_new_tokens, dtype=torch.long, device=device)
-    log_probs = torch.zeros(total, max_new_tokens, device=device)
-    lengths = torch.zeros(total, dtype=torch.long, device=device)
-    finished = torch.zeros(total, dtype=torch.bool, device=device)
-    live = torch.arange(total, device=device)  # the responses that the cache's rows belong to
-    for t in range(max_new_tokens):
-        choices = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (live, V)
-        tokens = draw(choices, uniform[live, t], temperature, top_k, top_p)  # Eq. 1
-        if t == 0:  # the mode tag
-            tokens = torch.where(forced == NO_TOKEN, tokens, forced)  # Eq. 5
-        if on_token is not None:
-            on_token(int(tokens[0]))
-        ids[live, t] = tokens
-        log_probs[live, t] = choices.gather(1, tokens[:, None]).squeeze(1)  # log π(o_t)
-        lengths[live] += ~finished[live]
-        finished[live] |= torch.isin(tokens, stop)
-        unfinished = (~finished[live]).nonzero().squeeze(1)
-        if len(unfinished) == 0 or t + 1 == max_new_tokens:
-            break
-        if len(unfinished) <= SMALLER_BATCH * len(live):
-            cache.select(unfinished)
-            live, tokens = live[unfinished], tokens[unfinished]
-        logits = model(tokens[:, None], cache=cache)[:, 0]  # (live, V)
-    if log_probs.isnan().any():
-        raise InputError("the model's logits are not numbers: its weights are damaged")
-
-    columns = zip(ids.tolist(), log_probs.tolist(), lengths.tolist(), finished.tolist())
-    flat = [Completion(i[:n], p[:n], done) for i, p, n, done in columns]
-    return [flat[i : i + num_generations] for i in range(0, total, num_generations)]
+    scheduler = Scheduler(model, requests, max_new_tokens, batch_size, extend)
+    running = True
+    while running:
+        running = scheduler.step()
+        yield from ((request.place, request.completions) for request in completed)
+        completed.clear()
 
 
-def mix_seed(*parts: int | str) -> int:
-    """A seed of 63 bits for one use of randomness: other parts give an unrelated seed."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+# ----------------------------------------------------------------------------- continuous batching
 
 
-def uniform_numbers(seed: int, rows: int, columns: int) -> Tensor:
-    """(rows, columns) numbers in [0, 1) from `seed` alone, on the CPU, the same on any device."""
-    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+@dataclass
+class Request:
+    """A prompt and the responses to it that are wanted."""
+
+    place: int  # among the prompts of the call
+    prompt: tuple[int, ...]
+    tag: int  # that opens each response, or NO_TOKEN
+    seed: int
+    completions: list[Completion]
+    running: int  # of these, how many have not ended
+
+    def responses(self, max_new_tokens: int) -> list[Response]:
+        """With uniform numbers from the request's own seed, one for each token, so that a response
+        does not depend on what else is in the batch; from the CPU, the same for any device."""
+        generator = torch.Generator().manual_seed(self.seed)
+        numbers = torch.rand(len(self.completions), max_new_tokens, generator=generator)
+        return [Response(self, c, row.numpy().data) for c, row in zip(self.completions, numbers)]
 
 
-def prefill(
-    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device
-) -> tuple[Tensor, KVCache]:
-    """Run ragged prompts through the model: logits after each one's last token, (B, V); cache."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)  # (B, T)
-    cache = KVCache(len(prompts), ids.shape[1] + max_new_tokens, device)
-    rows = torch.arange(len(prompts), device=device)
-    logits = model(
-        ids.to(device),
-        cache=cache,
-        head=lambda hidden: model.logits(hidden[rows, lengths - 1]),
-    )
-    cache.lengths = lengths  # not the padded length: the next token overwrites the padding
-    return logits, cache
+class Response(NamedTuple):
+    """A response in work."""
+
+    request: Request
+    completion: Completion
+    uniform: memoryview  # a number in [0, 1) for each token
+
+
+class Scheduler:
+    """Continuous batching: a response that ends leaves its slot to the next one.
+
+    Prompts are prefilled once for all of their responses, in groups of like length, the longest
+    first. `extend` draws the next tokens of responses by their logits, and returns the responses
+    with None in the places of those that end.
+    """
+
+    def __init__(
+        self, model: Transformer, requests: Sequence[Request], max_new_tokens: int, batch_size: int,
+        extend: Callable[[Sequence[Response | None], Tensor], list[Response | None]],
+    ) -> None:  # fmt: skip
+        self.model, self.max_new_tokens, self.extend = model, max_new_tokens, extend
+        self.device = next(model.parameters()).device
+        prompts: dict[tuple[int, ...], list[Request]] = {}
+        for request in requests:
+            prompts.setdefault(request.prompt, []).append(request)
+        self.prompts = sorted(prompts.items(), key=lambda item: len(item[0]))  # those to prefill
+        limit = len(self.prompts[-1][0]) + max_new_tokens
+        wanted = sum(request.running for request in requests)
+        self.slots: list[Response | None] = [None] * min(batch_size, wanted)
+        self.cache = KVCache(len(self.slots), limit, self.device)
+        # Responses with a first token, but no slot; each with its row in the last group's cache.
+        self.waiting: deque[tuple[Response, int]] = deque()
+
+    def step(self) -> bool:
+        """One token more for every response that has a slot. False if there is none."""
+        self.fill()
+        busy = [slot for slot, response in enumerate(self.slots) if response is not None]
+        if not busy:
+            return False
+        if len(busy) <= SMALLER_BATCH * len(self.slots):
+            self.shrink(len(busy))
+        last = [r.completion.ids[-1] if r else 0 for r in self.slots]
+        before = [len(r.request.prompt) + len(r.completion.ids) - 1 if r else 0 for r in self.slots]
+        self.cache.set_lengths(before)
+        ids = torch.tensor(last, device=self.device)[:, None]
+        self.slots = self.extend(self.slots, self.model(ids, cache=self.cache)[:, 0])
+        return True
+
+    def shrink(self, size: int) -> None:
+        """Move responses from behind to free slots among the first `size`; drop the others."""
+        free = [slot for slot in range(size) if self.slots[slot] is None]
+        last = [slot for slot in range(size, len(self.slots)) if self.slots[slot] is not None]
+        for slot, other in zip(free, last):
+            self.slots[slot] = self.slots[other]
+        self.cache.insert(free, self.cache, last)
+        self.cache.keep(size)
+        self.slots = self.slots[:size]
+
+    def fill(self) -> None:
+        """Give free slots to the responses that wait, as long as there are any."""
+        free = [slot for slot, response in enumerate(self.slots) if response is None]
+        while free and (self.waiting or self.prompts):
+            if not self.waiting:
+                self.prefill(len(self.slots))
+            taken = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
+            slots, free = free[: len(taken)], free[len(taken) :]
+            self.cache.insert(slots, self.group_cache, [row for _, row in taken])
+            for slot, (response, _) in zip(slots, taken):
+                self.slots[slot] = response
+
+    def prefill(self, wanted: int) -> None:
+        """Prefill the next prompts, of about the same length, for about `wanted` responses, and
+        draw the first token of each response."""
+        group: list[tuple[int, ...]] = []
+        responses: list[Response] = []
+        rows: list[int] = []  # of each response its prompt's place in the group
+        while self.prompts and len(responses) < wanted:
+            if group and len(self.prompts[-1][0]) < len(group[0]) / 2:
+                break
+            prompt, requests = self.prompts.pop()
+            for request in requests:
+                responses += request.responses(self.max_new_tokens)
+            rows += [len(group)] * (len(responses) - len(rows))
+            group.append(prompt)
+        ids = pad_sequence([torch.tensor(prompt) for prompt in group], batch_first=True)  # (B, T)
+        last = torch.tensor([len(prompt) - 1 for prompt in group], device=self.device)
+        places = torch.arange(len(group), device=self.device)
+        self.group_cache = KVCache(len(group), ids.shape[1], self.device)
+        logits = self.model(
+            ids.to(self.device),
+            cache=self.group_cache,
+            head=lambda hidden: self.model.logits(hidden[places, last]),
+        )
+        going_on = self.extend(responses, logits[rows])
+        self.waiting.extend((r, row) for r, row in zip(going_on, rows) if r is not None)
+
+
+def draw_tokens(
+    logits: Tensor, responses: Sequence[Response | None], temperature: float, top_k: int,
+    top_p: float,
+) -> tuple[list[int], list[float]]:  # fmt: skip
+    """Draw the next token of each response by its logits, (R, V) (Eq. 1): ids and log-probs.
+
+    The host waits for the device once, and once more in the rare case that CANDIDATES are too few.
+    """
+    numbers = [r.uniform[len(r.completion.ids)] if r else 0.0 for r in responses]
+    tags = [r.request.tag if r and not r.completion.ids else NO_TOKEN for r in responses]
+    uniform, forced = (torch.tensor(values, device=logits.device) for values in (numbers, tags))
+    choices = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (R, V)
+
+    def to_host(tokens: Tensor) -> list[list[float]]:
+        tokens = torch.where(forced == NO_TOKEN, tokens, forced)  # Eq. 5
+        log_probs = choices.gather(1, tokens[:, None]).squeeze(1)  # log π(o_t)
+        return torch.stack((tokens.double(), log_probs.double(), enough.double())).tolist()
+
+    tokens, enough = draw(choices, uniform, temperature, top_k, top_p, CANDIDATES)  # Eq. 1
+    ids, log_probs, all_enough = to_host(tokens)
+    if not all(all_enough):
+        others, _ = draw(choices, uniform, temperature, top_k, top_p, choices.shape[1])
+        ids, log_probs, _ = to_host(torch.where(enough, tokens, others))
+    return [int(token) for token in ids], log_probs
 
 
 def draw(
-    log_probs: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
-) -> Tensor:
-    """Draw a token for each row by inverting the cumulative distribution: (R, V), (R,) -> (R,).
+    log_probs: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    candidates: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw a token for each row: (R, V), (R,) -> (R,) int, (R,) bool.
 
-    In fp64, where a cumulative sum is exact enough that a token of probability 0 is never drawn.
+    For top-p alone, only the `candidates` likeliest tokens are sorted. The second tensor is False
+    where these hold less than top_p: the draw then needs more of them.
     """
+    enough = torch.ones_like(uniform, dtype=torch.bool)
     if temperature == 0:
-        return log_probs.argmax(-1)
-    probs = log_probs.double().exp()
-    if top_k or top_p < 1:
-        ordered, order = probs.sort(dim=-1, descending=True)
-        if top_k:
-            ordered[:, top_k:] = 0
-            ordered /= ordered.sum(-1, keepdim=True)
-        # Keep the fewest tokens that reach top_p together: those with less than that before them.
-        ordered *= ordered.cumsum(-1) - ordered < top_p
-        probs = torch.zeros_like(probs).scatter(1, order, ordered)
-    cumulative = probs.cumsum(-1)  # (R, V)
-    target = uniform.double() * cumulative[:, -1]
-    tokens = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
-    return tokens.clamp_max(probs.shape[-1] - 1)  # where NaN stands, there is no such place
+        return log_probs.argmax(-1), enough
+    probs = log_probs.exp()
+    if top_k == 0 and top_p == 1:
+        return invert(probs, uniform), enough
+    likeliest, ids = probs.topk(min(top_k or candidates, probs.shape[1]))  # (R, k), falling
+    cumulative = likeliest.cumsum(-1, dtype=torch.float64)
+    if top_k:
+        cumulative = cumulative / cumulative[:, -1:]
+    elif candidates < probs.shape[1]:
+        enough = cumulative[:, -1] >= top_p
+    # Keep the fewest tokens that reach top_p together: those with less than that before them.
+    before = F.pad(cumulative, (1, -1))
+    kept = torch.where(before < top_p, likeliest, 0)
+    ids, order = ids.sort(-1)  # draw in the order of the vocabulary, as without top-p
+    place = invert(kept.gather(1, order), uniform)
+    return ids.gather(1, place[:, None]).squeeze(1), enough
+
+
+def invert(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Where a row's cumulative sum passes that share of its total: (R, n), (R,) -> (R,) int.
+
+    Sums are in fp64, in which they are exact enough; of a large vocabulary only few are needed: a
+    block of about √n numbers is found first, then the place within it. A 0 is never drawn.
+    """
+
+    def passed(sums: Tensor, target: Tensor) -> Tensor:
+        below = (sums <= target[:, None]).sum(-1)
+        return torch.minimum(below, (sums < sums[:, -1:]).sum(-1))
+
+    if probs.shape[1] <= CANDIDATES:
+        sums = probs.cumsum(-1, dtype=torch.float64)
+        return passed(sums, uniform * sums[:, -1])
+    size, rows = math.isqrt(probs.shape[1]), torch.arange(len(probs), device=probs.device)
+    blocks = F.pad(probs, (0, -probs.shape[1] % size)).unflatten(1, (-1, size))  # (R, n/size, size)
+    sums = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    target = uniform * sums[:, -1]
+    block = passed(sums, target)
+    target = target - F.pad(sums, (1, 0))[rows, block]
+    return block * size + passed(blocks[rows, block].cumsum(-1, dtype=torch.float64), target)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -206,7 +361,7 @@ class SampleSettings:
     temperature: float = setting(SAMPLING["temperature"], "sampling temperature; 0 is greedy")
     top_k: int = setting(SAMPLING["top_k"], "sample from the k likeliest tokens; 0: from all")
     top_p: float = setting(SAMPLING["top_p"], "top-p: probability to sample from", None, 1e-6, 1)
-    batch_size: int = setting(64, "prompts that are answered at once")
+    batch_size: int = setting(64, "responses that are sampled at once")
     seed: int = setting(0, "seed of the sampling: the same one gives the same responses")
 
 
@@ -217,7 +372,7 @@ def main() -> None:
     folder = Path(settings.model_name_or_path)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (`python hgpo.py` trains runs/lab/hgpo)")
-    prompts = read_prompts(settings)
+    prompts = read_prompts(settings.prompt, settings.prompt_file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = Tokenizer.from_pretrained(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -225,142 +380,50 @@ def main() -> None:
     model.fit_vocabulary(tokenizer)
     system = [{"role": "system", "content": settings.system}] if settings.system else []
 
-    def answer(
-        conversations: Sequence[Messages],
-        seed: int,
-        mode: str,
-        num_generations: int = 1,
-        on_token: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        return generate(
+    def answers(
+        conversations: Sequence[Messages], seed: int, mode: str, **options: Any
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        return generate_as_completed(
             model,
             tokenizer,
             [tokenizer.encode_chat([*system, *messages]) for messages in conversations],
             modes=[None if mode == "auto" else mode] * len(conversations),
-            num_generations=num_generations,
             max_new_tokens=settings.max_completion_length,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
             seed=mix_seed(settings.seed, seed),
-            on_token=on_token,
+            **options,
         )
 
+    def reply(
+        conversation: Messages, turn: int, mode: str, on_token: Callable[[int], None]
+    ) -> Completion:
+        [(_, [completion])] = answers([conversation], turn, mode, on_token=on_token)
+        return completion
+
     if prompts is None:
-        return chat(tokenizer, answer, settings.mode, model.config.max_position_embeddings)
-    starts = range(0, len(prompts), settings.batch_size)
+        return chat(tokenizer, reply, settings.mode, model.config.max_position_embeddings)
     alone = settings.prompt_file is None
-    bar = tqdm(starts, desc="sampling", unit="batch", disable=True if alone else None)
-    for i in bar:
-        chunk = prompts[i : i + settings.batch_size]
-        conversations = [[{"role": "user", "content": prompt}] for prompt in chunk]
-        responses = answer(conversations, i, settings.mode, settings.num_generations)
-        for prompt, completions in zip(chunk, responses):
-            texts = [response_text(tokenizer, completion) for completion in completions]
+    done: dict[int, list[Completion]] = {}
+    printed = 0
+    sampled = answers(
+        [[{"role": "user", "content": prompt}] for prompt in prompts], 0, settings.mode,
+        num_generations=settings.num_generations, batch_size=settings.batch_size,
+    )  # fmt: skip
+    for place, completions in tqdm(
+        sampled, "sampling", len(prompts), unit="prompt", disable=True if alone else None
+    ):
+        done[place] = completions
+        while printed in done:  # in the order of the prompts
+            ready = done.pop(printed)
+            texts = [completion.text(tokenizer) for completion in ready]
             if not alone:
-                print(json.dumps({"prompt": prompt, "responses": texts}, ensure_ascii=False))
-                continue
-            for completion, text in zip(completions, texts):
+                row = {"prompt": prompts[printed], "responses": texts}
+                print(json.dumps(row, ensure_ascii=False))
+            for completion, text in zip(ready, texts if alone else []):
                 print(text + ("" if completion.finished else " [cut]"))
-
-
-def read_prompts(settings: SampleSettings) -> list[str] | None:
-    """What is to be answered, or None for a chat."""
-    if settings.prompt_file is not None:
-        try:
-            lines = Path(settings.prompt_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{settings.prompt_file}: {error}") from None
-        prompts = lines.removesuffix("\n").split("\n")
-        if empty := [n for n, prompt in enumerate(prompts, 1) if not prompt.strip()]:
-            raise InputError(f"{settings.prompt_file}:{empty[0]}: empty prompt")
-        return prompts
-    if settings.prompt is not None:
-        prompt, source = settings.prompt, "--prompt"
-    elif sys.stdin is None:
-        raise InputError("no standard input: give --prompt")
-    elif sys.stdin.isatty():
-        return None
-    else:
-        try:
-            prompt, source = sys.stdin.read().removesuffix("\n"), "standard input"
-        except UnicodeDecodeError as error:
-            raise InputError(f"standard input: {error}") from None
-    if not prompt.strip():
-        raise InputError(f"{source} is empty")
-    return [prompt]
-
-
-def response_text(tokenizer: Tokenizer, completion: Completion) -> str:
-    """The text of a response, without its stop token."""
-    return tokenizer.decode(completion.ids[: -1 if completion.finished else None])
-
-
-COMMANDS = "/think, /no_think and /auto set the mode, /new starts a new conversation, /exit ends."
-
-
-def chat(
-    tokenizer: Tokenizer,
-    answer: Callable[..., list[list[Completion]]],
-    mode: str,
-    max_tokens: int,
-) -> None:
-    """A conversation in the terminal, until the input ends; each answer is shown as it comes, under
-    its mode. Ctrl-C stops an answer, which is then forgotten; where none runs, it ends the chat."""
-    with contextlib.suppress(ImportError):  # line editing and history, where there is the library
-        importlib.import_module("readline")
-    print(COMMANDS)
-    messages: Messages = []
-    for turn in range(sys.maxsize):
-        try:
-            line = input(f"\n{mode}> ").strip()
-        except EOFError:
-            return
-        except UnicodeDecodeError as error:
-            print(f"[{error}]")
-            continue
-        if line == "/exit":
-            return
-        elif line in ("/auto", "/think", "/no_think"):
-            mode = line[1:]
-        elif line == "/new":
-            messages = []
-        elif line.startswith("/"):
-            print(COMMANDS)
-        elif line:
-            conversation = [*messages, {"role": "user", "content": line}]
-            began = time.perf_counter()
-            try:
-                [[completion]] = answer([conversation], turn, mode, on_token=streamer(tokenizer))
-            except KeyboardInterrupt:
-                print(" [stopped: this turn is forgotten]")
-                continue
-            except InputError as error:
-                print(f"[{error}]")
-                continue
-            text, seconds = response_text(tokenizer, completion), time.perf_counter() - began
-            messages = [*conversation, {"role": "assistant", "content": text}]
-            cut, count = "" if completion.finished else "cut, ", len(completion.ids)
-            print(f" [{cut}{count} tokens, {count / seconds:.0f}/s]")
-            if len(tokenizer.encode_chat(messages)) > max_tokens:
-                print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
-
-
-def streamer(tokenizer: Tokenizer) -> Callable[[int], None]:
-    """A function that prints a response token by token, the mode first."""
-    decoder = DecodeStream(skip_special_tokens=False)
-    opened = False
-
-    def show(token: int) -> None:
-        nonlocal opened
-        if not opened:
-            names = {tokenizer.think_id: "thinking", tokenizer.no_think_id: "not thinking"}
-            print(f"[{names.get(token, 'opened with neither tag')}] ", end="", flush=True)
-            opened = True
-        if token not in tokenizer.eos_ids:
-            print(decoder.step(tokenizer.backend, token) or "", end="", flush=True)
-
-    return show
+            printed += 1
 
 
 if __name__ == "__main__":

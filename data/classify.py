@@ -26,11 +26,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.cli import InputError, read_json, run_command, run_subcommand, setting, write_json
+from data.cli import (
+    InputError,
+    mix_seed,
+    read_json,
+    run_command,
+    run_subcommand,
+    setting,
+    write_json,
+)
 from data.modes import MODES, NO_THINK, THINK
 from data.rows import Query, read_rows, row_prompt, split_paths
 from model import read_header, save_tensors
-from sample import mix_seed
 
 THRESHOLD = 0.5  # a query of this complexity or more counts as complex
 MAX_CHARACTERS = 2000  # no more of a query is read: its kind is clear by then

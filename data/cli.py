@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,12 @@ S = typing.TypeVar("S", bound="DataclassInstance")
 
 class InputError(ValueError):
     """Something that the user gave is wrong. A command prints it as one line and exits with 2."""
+
+
+def mix_seed(*parts: int | str) -> int:
+    """A seed of 63 bits for one use of randomness: other parts give an unrelated seed."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 # ----------------------------------------------------------------------------------------- settings

@@ -21,7 +21,7 @@ from data.tokenizer import Messages, Tokenizer
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
 from model import Config, Transformer
-from sample import Completion, response_text
+from sample import Completion
 
 
 def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
@@ -66,7 +66,7 @@ def judge(
 
     A response that was cut at the length limit has no end, and is malformed.
     """
-    text = response_text(tokenizer, completion)
+    text = completion.text(tokenizer)
     response = parse_response(text)
     well_formed = response.well_formed and completion.finished
     if query.tests and well_formed:

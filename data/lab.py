@@ -1,10 +1,10 @@
 """The lab: a generated world in which a model learns, in minutes on a laptop, when to think.
 
 Three domains. `maths`: chains such as `17+5-3=` in five levels, k operators at level k, a start of
-0 to 19, operands 0 to 9, no running value below 0. Spelling out the steps makes every level easy;
-answering at once is easy at level 1 and out of reach at level 5. `code`: the same depths as
-straight-line programs, such as `x=7;x+=5;print(x)`; RL never sees it. `general`: greetings and
-one-word facts, which need no thought.
+0 to 19, operands 0 to 9, no running value below 0 or above 20. Spelling out the steps makes every
+level easy; answering at once is easy at level 1 and out of reach at level 5. `code`: the same
+depths as straight-line programs, such as `x=7;x+=5;print(x)`; RL never sees it. `general`:
+greetings and one-word facts, which need no thought.
 
 In the HFT rows the mode depends on the domain (mostly think in maths, mostly no_think elsewhere, as
 in the paper's data) but never on the level: what to think about is for RL to find out. A tenth of
@@ -29,15 +29,16 @@ LEVELS = range(1, 6)
 TEST_PER_LEVEL = {"maths": 60, "code": 20}
 TEST_GENERAL = 40
 TEST_SHARE = 5  # of a level with few questions, one in so many is kept for the test
-NUM_HFT, NUM_RL = 36000, 8000
+NUM_HFT, NUM_RL = 28800, 8000
+LARGEST = 20  # running value: the sums of larger ones would be too rare to be learned
 DOMAIN_SHARES = {"maths": 0.7, "general": 0.15, "code": 0.15}  # of HFT rows
 THINK_SHARES = {"maths": 0.62, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
 CONVERSATION_SHARE = 0.1  # of HFT rows, with one to three questions before theirs
 RL_SHARES = {"maths": 0.75, "general": 0.25}
-RL_LEVEL_WEIGHTS = [2, 1, 1, 1, 1]  # about as many queries that need no thought as that do
+LEVEL_WEIGHTS = [2, 1, 1, 1, 1]  # in RL about as many queries that need no thought as that do
 
 MODEL = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 128,
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 128,
     "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True,
     "initializer_range": 0.08,  # about 1/√hidden_size: a narrow model learns slowly from 0.02
@@ -63,7 +64,7 @@ def chain(level: int, rng: random.Random) -> tuple[int, list[tuple[str, int]], l
     operations, values = [], []
     for _ in range(level):
         operand = rng.randint(0, 9)
-        sign = rng.choice("+-") if operand <= value else "+"
+        sign = rng.choice([s for s in "+-" if 0 <= value + int(f"{s}{operand}") <= LARGEST])
         value += operand if sign == "+" else -operand
         operations.append((sign, operand))
         values.append(value)
@@ -129,13 +130,13 @@ def query(domain: str, level: int | None, question: str, answer: str) -> dict[st
 
 
 def fresh(
-    shares: dict[str, float], weights: list[int] | None, test: set[str], rng: random.Random
+    shares: dict[str, float], test: set[str], rng: random.Random
 ) -> Iterator[tuple[str, int | None, Problem]]:
     """(domain, level, problem) without end, and without the `test` questions; domains come by
-    `shares`, levels by `weights`, or equally often."""
+    `shares`, levels by LEVEL_WEIGHTS."""
     while True:
         domain = rng.choices(list(shares), list(shares.values()))[0]
-        level = None if domain == "general" else rng.choices(LEVELS, weights)[0]
+        level = None if domain == "general" else rng.choices(LEVELS, LEVEL_WEIGHTS)[0]
         problem = draw(domain, level, rng)
         if problem[0] not in test:
             yield domain, level, problem
@@ -175,7 +176,7 @@ def write(base: Path, data: Path, seed: int) -> None:
     rng, history_rng = random.Random(f"{seed}/hft"), random.Random(f"{seed}/history")
     hft: list[dict[str, object]] = []
     exchanges: list[list[dict[str, str]]] = []  # every question with its answer
-    problems = itertools.islice(fresh(DOMAIN_SHARES, None, asked, rng), NUM_HFT)
+    problems = itertools.islice(fresh(DOMAIN_SHARES, asked, rng), NUM_HFT)
     for domain, level, (question, thinking, answer) in problems:
         row: dict[str, object] = {**query(domain, level, question, answer)}
         thinks = rng.random() < THINK_SHARES[domain]
@@ -188,7 +189,7 @@ def write(base: Path, data: Path, seed: int) -> None:
         exchanges.append(exchange)
         hft.append(row)
     rl_rng = random.Random(f"{seed}/rl")
-    problems = itertools.islice(fresh(RL_SHARES, RL_LEVEL_WEIGHTS, asked, rl_rng), NUM_RL)
+    problems = itertools.islice(fresh(RL_SHARES, asked, rl_rng), NUM_RL)
     rl = [query(domain, level, q, a) for domain, level, (q, _, a) in problems]
     write_rows(data / "hft.jsonl", hft)
     write_rows(data / "rl.jsonl", rl)

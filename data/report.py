@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.cli import InputError, write_json, write_rows
+from data.cli import InputError, is_main_process, mix_seed, write_json, write_rows
 from data.judge import Judged
 from data.modes import MODES, NO_THINK, THINK, parse_response
 from data.rows import Query
 from data.verify_code import extract_code
-from sample import mix_seed
 
 EXPORTS = ("alpaca_eval", "evalplus", "arena_hard")
 T = TypeVar("T")
@@ -131,6 +130,36 @@ def show_outcome(outcome: dict[str, Any], method: str, records: Sequence[Record]
 
 # Sums over the tokens of a step, from which its means are made.
 TOTALS = ("loss", "tokens", "entropy", "kl", "sampler_kl", "clipped_low", "clipped_high")
+
+
+class Log:
+    """The figures of a run, written by rank 0: a JSON object a step in log.jsonl, TensorBoard."""
+
+    def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
+        self.path = folder / "log.jsonl"
+        self.board: Any = None
+        if not is_main_process():
+            return
+        earlier = []
+        if start_step and self.path.exists():  # drop what a killed run logged past its checkpoint
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            whole = [line for line in lines if line.endswith("}")]  # the last one may be half
+            earlier = [line for line in whole if json.loads(line)["step"] <= start_step]
+        self.path.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
+        if report_to == "tensorboard":
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError("--report_to tensorboard: pip install tensorboard") from None
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """Log the figures of a step."""
+        if not is_main_process():
+            return
+        write_rows(self.path, [{"step": step, **figures}], "a")
+        for name, value in figures.items() if self.board else ():
+            self.board.add_scalar(name, value, step)
 
 
 def step_times(began: float, sampled: float, num_tokens: int) -> dict[str, float]:

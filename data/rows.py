@@ -5,6 +5,7 @@ A bad row is refused with its file and line.
 
 import ast
 import contextlib
+import functools
 import gzip
 import hashlib
 import itertools
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data.cli import InputError, is_main_process, progress, read_json, write_json
+from data.cli import InputError, is_main_process, mix_seed, progress, read_json, write_json
 from data.modes import MODES, format_response, parse_response
 from data.tokenizer import ROLES, Messages, Tokenizer
 
@@ -339,3 +340,16 @@ def tokenize_rows(
 def row_length(row: Row) -> int:
     """The number of tokens of a row."""
     return sum(map(len, row))
+
+
+def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The row numbers of a step. Each epoch has its own order, which follows from the arguments
+    alone, so that resuming needs no state."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return [int(epoch_order(num_rows, i // num_rows, seed)[i % num_rows]) for i in places]
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(num_rows: int, epoch: int, seed: int) -> np.ndarray:
+    """A permutation of the rows."""
+    return np.random.default_rng(mix_seed(seed, "order", epoch)).permutation(num_rows)

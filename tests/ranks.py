@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 import lhrm
 from hgpo import dpo_batch_loss, policy_loss
@@ -48,8 +49,14 @@ def gradients(
     model.zero_grad()
     mine = runtime.share(batch)
     lengths = [len(PROMPTS[i]) + len(RESPONSES[i]) for i in mine]
-    for part in lhrm.micro_batches(lengths, max_tokens, runtime):
-        backward(loss, model, reference, [mine[i] for i in part], batch)
+    parts = lhrm.micro_batches(lengths, max_tokens, runtime)
+    with CommDebugMode() as communication:
+        for part in lhrm.sum_gradients_last(model, parts):
+            backward(loss, model, reference, [mine[i] for i in part], batch)
+    if runtime.world_size > 1:  # the gradient of each block, and of what is around them
+        modules = len(model.model.layers) + 1
+        sums = communication.comm_counts[torch.ops.c10d._reduce_scatter_base_]
+        assert sums == modules * (1 if lhrm.MAX_UNSHARDED else len(parts)), (sums, len(parts))
     grads = {name: p.grad for name, p in model.named_parameters()}
     return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in grads.items()}
 
@@ -78,9 +85,10 @@ def main() -> None:
         for loss in LOSSES:
             expected = gradients(loss, plain, plain_reference, batch, 1000, alone)
             norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1e9)
-            actual = gradients(loss, model, reference, batch, max_tokens, runtime)
-            for name, gradient in expected.items():
-                torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
+            for lhrm.MAX_UNSHARDED in (0, 2**31):  # gradients are added up each time, once
+                actual = gradients(loss, model, reference, batch, max_tokens, runtime)
+                for name, gradient in expected.items():
+                    torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
         optimizer = lhrm.make_optimizer(model, 0.0)
         assert abs(lhrm.optimizer_step(model, optimizer, 1e-3, 1.0) - norm) < 1e-3 * norm
         with lhrm.gathered(model):  # ranks leave the decoding loop at different times

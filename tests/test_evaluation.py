@@ -211,9 +211,9 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
         run_eval(settings)
     settings.resume_from_checkpoint = True
     drawn = []
-    generate = lhrm.generate
+    generate = lhrm.generate_as_completed
     monkeypatch.setattr(
-        lhrm, "generate", lambda *a, **k: drawn.append(len(a[2])) or generate(*a, **k)
+        lhrm, "generate_as_completed", lambda *a, **k: drawn.append(len(a[2])) or generate(*a, **k)
     )
     run_eval(settings)
     assert sum(drawn) == 6 * 3  # queries that were not done, times think, no_think and auto

@@ -54,7 +54,7 @@ def value_of(row):
 
 
 @pytest.mark.parametrize("name", ["hft", "rl", "test"])
-def test_every_sum_is_right_has_its_levels_depth_and_stays_above_zero(name, lab_folder):
+def test_every_sum_is_right_has_its_levels_depth_and_stays_within_its_bounds(name, lab_folder):
     for row in rows(lab_folder, name):
         if row.get("domain") == "general":
             assert "level" not in row
@@ -62,7 +62,7 @@ def test_every_sum_is_right_has_its_levels_depth_and_stays_above_zero(name, lab_
             continue
         partial, depth = value_of(row)
         assert row["answer"] == str(partial[-1]) and row.get("level", str(depth)) == str(depth)
-        assert min(partial) >= 0
+        assert min(partial) >= 0 and max(partial) <= 20
         if "thinking" in row:
             results = [int(step.split("=")[1]) for step in row["thinking"].split(";")]
             assert results == partial[1:]

@@ -14,9 +14,8 @@ from data import report
 from data.judge import Judged
 from data.modes import NEITHER, NO_THINK, THINK
 from data.report import Record
-from data.rows import Query
+from data.rows import Query, batch_indices
 from lhrm import (
-    batch_indices,
     best_modes,
     hft_loss,
     hybrid_accuracy,

@@ -171,7 +171,7 @@ def test_ragged_cached_decoding_equals_an_uncached_forward(name):
         row[: len(known)] = torch.tensor(known)
     cache = KVCache(3, 48)
     model(ids, cache=cache)
-    cache.lengths = torch.tensor([len(row) for row in rows])
+    cache.set_lengths([len(row) for row in rows])
     chunks = [more[:, :1], more[:, 1:4]] + [more[:, t : t + 1] for t in range(4, 40)]
     cached = torch.cat([model(chunk, cache=cache) for chunk in chunks], dim=1)
     for row, known in enumerate(rows):
@@ -205,19 +205,26 @@ def test_a_cache_never_holds_more_slots_than_its_limit(model):
     slots = []
     for _ in range(38):
         model(torch.tensor([[4]]), cache=cache)
-        slots.append(cache.layers[0][0].shape[1])
+        slots.append(cache.layers[0][0].shape[2])
     assert slots[-1] == 41 and len(set(slots)) < 5
 
 
-def test_a_caches_rows_can_be_dropped_reordered_and_copied(model):
-    ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    cache = KVCache(3, 48)
-    model(ids, cache=cache)
-    cache.select(torch.tensor([2, 0, 2]))
-    step = model(torch.tensor([[10], [11], [12]]), cache=cache)[:, 0]
-    for row, known in enumerate(([7, 8, 9, 10], [1, 2, 3, 11], [7, 8, 9, 12])):
+def test_a_caches_rows_can_be_copied_and_dropped(model):
+    cache, other = KVCache(2, 9), KVCache(3, 4)
+    model(torch.tensor([[1, 2, 3, 4], [4, 5, 6, 7]]), cache=cache)
+    model(torch.tensor([[7, 8, 9], [10, 11, 12], [13, 14, 15]]), cache=other)
+    cache.insert([1], other, [2])
+    cache.set_lengths([4, 3])
+    step = model(torch.tensor([[20], [21]]), cache=cache)[:, 0]
+    for row, known in enumerate(([1, 2, 3, 4, 20], [13, 14, 15, 21])):
         whole = model(torch.tensor([known]))[0, -1]
         torch.testing.assert_close(step[row], whole, rtol=1e-4, atol=1e-4)
+    cache.insert([0], cache, [1])
+    cache.keep(1)
+    cache.set_lengths([4])
+    whole = model(torch.tensor([[13, 14, 15, 21, 22]]))[0, -1]
+    step = model(torch.tensor([[22]]), cache=cache)[0, 0]
+    torch.testing.assert_close(step, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_on_the_right_changes_nothing(model):

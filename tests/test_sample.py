@@ -1,8 +1,10 @@
 """sample.py: what is drawn, from which distribution, and that nothing but the seed decides it."""
 
+import itertools
 import json
 import math
 import os
+import random
 import select
 import signal
 import sys
@@ -11,11 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, run, tiny_model
 
 import sample
+from data.chat import chat
 from data.cli import InputError
-from sample import Completion, chat, draw, generate
+from sample import Completion, draw, generate
 
 IDS = SimpleNamespace(eos_ids=[7, 8], think_id=50, no_think_id=51)
 PROMPTS = [[1, 2, 3, 4, 5, 6], [9, 10], [11], [1, 2, 3, 4, 5, 6]]
@@ -45,6 +49,17 @@ def test_eq1_sampled_log_probs_equal_one_uncached_forward_of_a_ragged_batch(mode
             torch.testing.assert_close(
                 torch.tensor(completion.log_probs), expected, rtol=1e-3, atol=1e-3
             )
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_a_model_in_bf16_samples(model, batch_size):
+    groups = generate(
+        model.bfloat16(), IDS, PROMPTS, max_new_tokens=9, num_generations=3, batch_size=batch_size
+    )
+    for prompt, completion in zip(PROMPTS, [group[0] for group in groups]):
+        scores = model(torch.tensor([[*prompt, *completion.ids]]))[0].float().log_softmax(-1)
+        chosen = scores[len(prompt) - 1 : -1].gather(1, torch.tensor(completion.ids)[:, None])
+        assert completion.log_probs == pytest.approx(chosen[:, 0].tolist(), rel=0.1, abs=0.3)
 
 
 def test_eq5_a_forced_mode_opens_every_response_with_its_tag_at_the_models_own_log_prob(model):
@@ -110,13 +125,148 @@ def test_greedy_takes_the_likeliest_token(model):
         ids.append(token)
 
 
+def assert_drawn_alone(model, prompt, numbers, tag, completion, temperature, top_k, top_p):
+    """Each token is the first whose cumulative probability is over its number, by a forward pass of
+    this response alone, without a cache; top-k, then top-p, keep the likeliest tokens."""
+    ids = completion.ids
+    scores = model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
+    log_probs = (scores.double() / (temperature or 1.0)).log_softmax(-1)
+    chosen = log_probs[range(len(ids)), ids].tolist()
+    assert completion.log_probs == pytest.approx(chosen, abs=1e-4)
+    for t, probs in enumerate(log_probs.exp().tolist()):
+        falling = sorted(range(len(probs)), key=lambda token: -probs[token])[: top_k or None]
+        total = sum(probs[token] for token in falling)
+        kept: list[int] = []
+        for token in falling[: 1 if temperature == 0 else None]:
+            if sum(probs[k] for k in kept) < top_p * total:
+                kept.append(token)
+        kept.sort()
+        sums = list(itertools.accumulate(probs[token] for token in kept))
+        expected = next(token for token, s in zip(kept, sums) if s > numbers[t] * sums[-1])
+        assert ids[t] == (expected if t or tag is None else tag)
+    assert not {*ids[:-1]} & {*IDS.eos_ids}
+    assert completion.finished == (ids[-1] in IDS.eos_ids)
+    assert completion.finished or len(ids) == len(numbers)
+
+
+def test_eq1_no_slots_order_or_company_change_a_response():
+    """2,000 random calls, against one response at a time, without a cache."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 53}
+    model = tiny_model(**shape).double()  # so that no draw hangs on a rounding
+    rng = random.Random(0)
+    tags = {"think": IDS.think_id, "no_think": IDS.no_think_id, None: None}
+    for _ in range(2000):
+        prompts = [
+            [rng.randrange(50) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 3))
+        ]
+        prompts += rng.choices(prompts, k=rng.randint(0, 1))
+        modes = [rng.choice(list(tags)) for _ in prompts]
+        seeds = [rng.randrange(2**40) for _ in prompts]
+        n, length = rng.randint(1, 2), rng.randint(1, 8)
+        options = {
+            "temperature": rng.choice([1.0, 1.0, 0.7, 2.0, 0.0]),
+            "top_k": rng.choice([0, 0, 5]),
+            "top_p": rng.choice([1.0, 1.0, 0.8]),
+        }
+        groups = generate(
+            model, IDS, prompts, modes=modes, num_generations=n, max_new_tokens=length,
+            seed=seeds, batch_size=rng.choice([None, 1, 2, 3]), **options,
+        )  # fmt: skip
+        for prompt, mode, seed, group in zip(prompts, modes, seeds, groups):
+            numbers = torch.rand(n, length, generator=torch.Generator().manual_seed(seed))
+            for completion, row in zip(group, numbers):
+                assert_drawn_alone(model, prompt, row.tolist(), tags[mode], completion, **options)
+
+
+def record_forwards(model, monkeypatch):
+    """The ids of every forward pass, prefills and steps."""
+    seen, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda ids, **options: seen.append(ids) or forward(ids, **options)
+    )
+    return seen
+
+
+def test_slots_stay_busy_where_a_few_responses_are_long(model, monkeypatch):
+    """Half of the responses are three tokens long, the others up to 60."""
+    fed = record_forwards(model, monkeypatch)
+    stop = IDS.eos_ids[0]
+
+    def drawn(choices, uniform, *_):  # by the numbers alone: a stop, or another token
+        return torch.where(uniform < 0.1, stop, 20), uniform >= 0
+
+    monkeypatch.setattr(sample, "draw", drawn)
+    prompts = [[1 + i % 40, 2, 3, 4] for i in range(100)]
+    done = flat(generate(model, IDS, prompts, max_new_tokens=60, num_generations=4, batch_size=32))
+    steps = [ids for ids in fed if ids.shape[1] == 1]
+    assert max(map(len, steps)) == 32
+    assert (sum(len(c.ids) for c in done) - len(done)) / sum(map(len, steps)) > 0.9
+
+
+def test_a_prompt_is_prefilled_once_for_all_its_responses_beside_others_of_like_length(
+    model, monkeypatch
+):
+    prefills, forward = [], model.forward
+
+    def record(ids, cache, head=None):
+        if head:
+            prefills.append([row[row > 0].tolist() for row in ids])
+        return forward(ids, cache, head)
+
+    monkeypatch.setattr(model, "forward", record)
+    prompts = [[10 + i] * n for i, n in enumerate([2, 3, 30, 4, 5, 31, 6])]
+    modes = ["think"] * 7 + ["no_think"] * 7
+    options = {"modes": modes, "max_new_tokens": 9, "num_generations": 3, "batch_size": 20}
+    generate(model, IDS, prompts * 2, **options)
+    prefilled = [row for rows in prefills for row in rows]
+    assert sorted(prefilled) == sorted(prompts)
+    assert len(prefills) < 7
+    for rows in prefills:
+        assert max(map(len, rows)) <= 2 * min(map(len, rows))
+
+
+def test_the_host_waits_for_the_device_once_a_token(model, monkeypatch):
+    waits = []
+    for name in ("tolist", "item", "nonzero", "__bool__", "__int__", "__float__", "cpu", "numpy"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *a, _m=method, _n=name, **k: waits.append(_n) or _m(*a, **k)
+        )
+    fed = record_forwards(model, monkeypatch)
+    generate(model, IDS, [[1]] * 6, max_new_tokens=20, top_p=0.9, modes=["think"] * 6)
+    assert [name for name in waits if name != "numpy"] == ["tolist"] * len(fed)
+
+
 def test_draws_follow_the_distribution():
     probs = torch.tensor([0.5, 0.0, 0.3, 0.2])
     uniform = torch.rand(40000, generator=torch.Generator().manual_seed(0))
-    tokens = draw(probs.log().expand(40000, 4), uniform, 1.0, 0, 1.0)
+    tokens, _ = draw(probs.log().expand(40000, 4), uniform, 1.0, 0, 1.0, 4)
     frequencies = tokens.bincount(minlength=4) / 40000
     torch.testing.assert_close(frequencies, probs, rtol=0, atol=0.01)
     assert frequencies[1] == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 50, 4999])
+def test_a_draw_in_fp32_is_at_most_a_millionth_off_the_exact_distribution(size):
+    generator = torch.Generator().manual_seed(size)
+    scores = torch.randn(20, size, generator=generator) * 3
+    exact = scores.double().softmax(-1).cumsum(-1)
+    uniform = torch.rand(2000, generator=generator)
+    for row, cumulative in zip(scores, F.pad(exact, (1, 0))):
+        tokens, _ = draw(row.log_softmax(-1).expand(2000, -1), uniform, 1.0, 0, 1.0, size)
+        assert (uniform > cumulative[tokens] - 1e-6).all()
+        assert (uniform < cumulative[tokens + 1] + 1e-6).all()
+
+
+@pytest.mark.parametrize("possible", [[0], [99], [3, 4], [9, 10], [0, 99], [55]])
+def test_a_token_of_probability_0_is_never_drawn(possible):
+    scores = torch.full((100,), -math.inf)
+    scores[possible] = torch.linspace(0, 9, len(possible))
+    uniform = torch.cat((torch.rand(1000), torch.tensor([0.0, 1 - 2**-24])))
+    for top_p in (1.0, 0.9999999):
+        rows = scores.log_softmax(-1).expand(len(uniform), -1)
+        tokens, _ = draw(rows, uniform, 1.0, 0, top_p, 100)
+        assert set(tokens.tolist()) <= set(possible)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +277,27 @@ def test_draws_follow_the_distribution():
 def test_top_k_and_top_p_keep_the_likeliest_tokens(top_k, top_p, kept):
     scores = torch.tensor([0.2, 0.3, 0.1, 0.4]).log()
     uniform = torch.linspace(0, 1 - 1e-6, 1000)
-    tokens = draw(scores.expand(1000, 4), uniform, 1.0, top_k, top_p)
+    tokens, _ = draw(scores.expand(1000, 4), uniform, 1.0, top_k, top_p, 4)
     assert tokens.unique().tolist() == kept
     share = scores[kept].softmax(0)[-1]  # what is kept keeps its proportions
     assert (tokens == kept[-1]).float().mean() == pytest.approx(share.item(), abs=0.01)
+
+
+def test_top_p_knows_where_a_few_candidates_are_enough():
+    flat, peaked = torch.zeros(50), torch.arange(50.0)
+    scores = torch.stack((flat, peaked)).log_softmax(-1)
+    uniform = torch.tensor([0.3, 0.3])
+    tokens, enough = draw(scores, uniform, 1.0, 0, 0.9, 8)
+    assert enough.tolist() == [False, True]
+    assert tokens[1] == draw(scores, uniform, 1.0, 0, 0.9, 50)[0][1]
+
+
+def test_top_p_draws_the_same_whatever_the_number_of_candidates(model, monkeypatch):
+    options = {"max_new_tokens": 20, "num_generations": 9, "top_p": 0.8, "temperature": 2.0}
+    whole = generate(model, IDS, PROMPTS, **options)
+    for candidates in (1, 5, 20):
+        monkeypatch.setattr(sample, "CANDIDATES", candidates)
+        assert generate(model, IDS, PROMPTS, **options) == whole
 
 
 def test_a_row_that_names_no_token_is_never_sampled(model):
@@ -144,7 +311,8 @@ def test_a_row_that_names_no_token_is_never_sampled(model):
 @pytest.mark.parametrize(
     "change",
     [{"max_new_tokens": 0}, {"num_generations": 0}, {"temperature": -1.0}, {"top_p": 0.0},
-     {"top_k": -1}, {"modes": ["think"]}, {"modes": ["maybe"] * 4}, {"seed": [1]}],
+     {"top_k": -1}, {"batch_size": 0}, {"modes": ["think"]}, {"modes": ["maybe"] * 4},
+     {"seed": [1]}],
 )  # fmt: skip
 def test_senseless_settings_are_refused(model, change):
     with pytest.raises(InputError):
@@ -242,12 +410,12 @@ def test_a_chat_is_one_conversation_until_new_starts_another(tokenizer, monkeypa
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     asked = []
 
-    def answer(conversations, turn, mode, on_token):
-        asked.append(([m["content"] for m in conversations[0]], mode))
+    def answer(conversation, turn, mode, on_token):
+        asked.append(([m["content"] for m in conversation], mode))
         ids = [*tokenizer.encode("<no_think>12</no_think>"), tokenizer.eos_ids[0]]
         for token in ids:
             on_token(token)
-        return [[Completion(ids, [0.0] * len(ids), True)]]
+        return Completion(ids, [0.0] * len(ids), True)
 
     chat(tokenizer, answer, "auto", max_tokens=20)
     response = "<no_think>12</no_think>"
