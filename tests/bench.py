@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import functools
 import gc
+import json
 import logging
 import os
 import platform
@@ -84,8 +85,11 @@ def random_model(folder: Path, size: str) -> Path:
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes; work that measures itself returns its seconds."""
     began = time.perf_counter()
-    work()
+    own = work()
+    if isinstance(own, float):
+        return own
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
@@ -359,7 +363,7 @@ class HGPOStep:
             Transformer.from_pretrained(folder, device=DEVICE) for _ in range(2)
         )
 
-    def run(self) -> None:
+    def run(self) -> float:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
             settings = hgpo.HGPOSettings(
                 output_dir=folder, max_steps=1, num_queries=16, num_generations=8,
@@ -368,6 +372,7 @@ class HGPOStep:
             save, lhrm.save_checkpoint = lhrm.save_checkpoint, lambda *_: None
             hgpo.train(self.policy, self.reference, self.tokenizer, self.queries, settings, RUNTIME)
             lhrm.save_checkpoint = save
+            return json.loads((Path(folder) / "log.jsonl").read_text())["step_time"]
 
 
 class TRLStep:
@@ -403,16 +408,17 @@ class TRLStep:
             args=options, train_dataset=rows, processing_class=tokenizer, callbacks=[self.clock],
         )  # fmt: skip
 
-    def run(self) -> None:
+    def run(self) -> float:
         with contextlib.redirect_stdout(None):
             self.trainer.train()
+        return self.clock.seconds
 
 
 def hgpo_step(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = random_model(Path(folder), "small")
         ours = HGPOStep(path)
-        work: dict[str, Callable[[], None]] = {"lhrm": ours.run}
+        work: dict[str, Callable[[], float]] = {"lhrm": ours.run}
         if trl:
             work["TRL"] = TRLStep(path, ours.queries).run
         times = in_turns(rounds, work)
@@ -470,9 +476,7 @@ def main() -> None:
     if not (LAB / "hft" / "model.safetensors").exists():
         sys.exit(f"{LAB} has no model: run `make demo` first")
     chosen = options.parts or parts
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end=""
-    )
+    print(f"{processor()}, {torch.get_num_threads()} threads, ", end="")
     print(
         f"{DEVICE}, torch {torch.__version__}\n\n| what | lhrm, then others | more |\n|---|---|---|"
     )
