@@ -258,14 +258,15 @@ def test_a_draw_in_fp32_is_at_most_a_millionth_off_the_exact_distribution(size):
         assert (uniform < cumulative[tokens + 1] + 1e-6).all()
 
 
-@pytest.mark.parametrize("possible", [[0], [99], [3, 4], [9, 10], [0, 99], [55]])
-def test_a_token_of_probability_0_is_never_drawn(possible):
-    scores = torch.full((100,), -math.inf)
+@pytest.mark.parametrize("size", [100, 5000])  # small enough to be summed at once, or in blocks
+@pytest.mark.parametrize("possible", [[0], [99], [3, 4], [9, 10], [0, 99], [55], [69, 70]])
+def test_a_token_of_probability_0_is_never_drawn(possible, size):
+    scores = torch.full((size,), -math.inf)
     scores[possible] = torch.linspace(0, 9, len(possible))
     uniform = torch.cat((torch.rand(1000), torch.tensor([0.0, 1 - 2**-24])))
     for top_p in (1.0, 0.9999999):
         rows = scores.log_softmax(-1).expand(len(uniform), -1)
-        tokens, _ = draw(rows, uniform, 1.0, 0, top_p, 100)
+        tokens, _ = draw(rows, uniform, 1.0, 0, top_p, size)
         assert set(tokens.tolist()) <= set(possible)
 
 
