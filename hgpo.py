@@ -42,7 +42,7 @@ ESTIMATORS = {"grpo": 1.0, "rloo": 1.0, "reinforce++": 0.99}  # of advantages, w
 
 def mean_rewards(rewards: Tensor) -> Tensor:
     """R̄^m, the mean reward of each mode: (B, 2, G) -> (B, 2)."""
-    return rewards.mean(-1)  # Eq. 8
+    return rewards.mean(-1)  # Eq. 8, 16
 
 
 def inter_rewards(rewards: Tensor, delta: float) -> Tensor:

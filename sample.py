@@ -5,7 +5,7 @@
     python sample.py --model_name_or_path runs/lab/hgpo                 # chat
     echo "7+5-3=" | python sample.py --model_name_or_path runs/lab/hgpo
 
-Shapes: R rows = prompts × num_generations, V vocabulary.
+Shapes: R responses whose next tokens are drawn together, V vocabulary.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NO_TOKEN = -1  # in the place of a tag, where none is forced
 class Completion:
     """One sampled response."""
 
-    ids: list[int]  # the mode tag first, the stop token last if there is one
+    ids: list[int]  # usually the mode tag first; the stop token last if there is one
     log_probs: list[float]  # of each id at the sampling temperature, before top-k and top-p
     finished: bool = False  # ended in a stop token; otherwise it was cut at max_new_tokens
 
@@ -324,8 +324,8 @@ def draw(
 def invert(probs: Tensor, uniform: Tensor) -> Tensor:
     """Where a row's cumulative sum passes that share of its total: (R, n), (R,) -> (R,) int.
 
-    Sums are in fp64, in which they are exact enough; of a large vocabulary only few are needed: a
-    block of about √n numbers is found first, then the place within it. A 0 is never drawn.
+    Cumulative sums are in fp64. In a large vocabulary a block of about √n numbers is found first,
+    then the place within it, so that these sums are short. A 0 is never drawn.
     """
 
     def passed(sums: Tensor, target: Tensor) -> Tensor:
