@@ -258,8 +258,10 @@ class Scheduler:
             cache=self.group_cache,
             head=lambda hidden: self.model.logits(hidden[places, last]),
         )
-        going_on = self.extend(responses, logits[rows])
-        self.waiting.extend((r, row) for r, row in zip(going_on, rows) if r is not None)
+        for i in range(0, len(rows), len(self.slots)):  # no more logits at a time than in a step
+            part = rows[i : i + len(self.slots)]
+            going_on = self.extend(responses[i : i + len(part)], logits[part])
+            self.waiting.extend((r, row) for r, row in zip(going_on, part) if r is not None)
 
 
 def draw_tokens(
@@ -381,7 +383,7 @@ def main() -> None:
     system = [{"role": "system", "content": settings.system}] if settings.system else []
 
     def answers(
-        conversations: Sequence[Messages], seed: int, mode: str, **options: Any
+        conversations: Sequence[Messages], places: Sequence[int], mode: str, **options: Any
     ) -> Iterator[tuple[int, list[Completion]]]:
         return generate_as_completed(
             model,
@@ -392,38 +394,37 @@ def main() -> None:
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
-            seed=mix_seed(settings.seed, seed),
+            seed=[mix_seed(settings.seed, place) for place in places],
             **options,
         )
 
     def reply(
         conversation: Messages, turn: int, mode: str, on_token: Callable[[int], None]
     ) -> Completion:
-        [(_, [completion])] = answers([conversation], turn, mode, on_token=on_token)
+        [(_, [completion])] = answers([conversation], [turn], mode, on_token=on_token)
         return completion
 
     if prompts is None:
         return chat(tokenizer, reply, settings.mode, model.config.max_position_embeddings)
-    alone = settings.prompt_file is None
-    done: dict[int, list[Completion]] = {}
-    printed = 0
-    sampled = answers(
-        [[{"role": "user", "content": prompt}] for prompt in prompts], 0, settings.mode,
-        num_generations=settings.num_generations, batch_size=settings.batch_size,
-    )  # fmt: skip
-    for place, completions in tqdm(
-        sampled, "sampling", len(prompts), unit="prompt", disable=True if alone else None
-    ):
-        done[place] = completions
-        while printed in done:  # in the order of the prompts
-            ready = done.pop(printed)
-            texts = [completion.text(tokenizer) for completion in ready]
-            if not alone:
-                row = {"prompt": prompts[printed], "responses": texts}
-                print(json.dumps(row, ensure_ascii=False))
-            for completion, text in zip(ready, texts if alone else []):
-                print(text + ("" if completion.finished else " [cut]"))
-            printed += 1
+    file, size = settings.prompt_file, 4 * settings.batch_size  # answers of so many come together
+    with tqdm(None, "sampling", len(prompts), unit="prompt", disable=None if file else True) as bar:
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            groups: dict[int, list[Completion]] = {}
+            for place, completions in answers(
+                [[{"role": "user", "content": prompt}] for prompt in part],
+                range(start, start + len(part)), settings.mode,
+                num_generations=settings.num_generations, batch_size=settings.batch_size,
+            ):  # fmt: skip
+                groups[place] = completions
+                bar.update()
+            for place, prompt in enumerate(part):
+                texts = [completion.text(tokenizer) for completion in groups[place]]
+                if file:
+                    row = {"prompt": prompt, "responses": texts}
+                    print(json.dumps(row, ensure_ascii=False), flush=True)
+                for completion, text in zip(groups[place], [] if file else texts):
+                    print(text + ("" if completion.finished else " [cut]"))
 
 
 if __name__ == "__main__":

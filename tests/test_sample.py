@@ -344,6 +344,43 @@ def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path, monkeypat
     assert all(t.startswith("<no_think>") for row in rows for t in row["responses"])
 
 
+def test_the_answers_of_a_file_come_in_its_order_while_others_are_still_to_be_sampled(
+    lab_folder, tmp_path, monkeypatch, capsys
+):
+    prompts = [f"{n}+{n}=" for n in range(20)]
+    (tmp_path / "questions.txt").write_text("\n".join(prompts))
+    common = ["sample.py", "--model_name_or_path", str(lab_folder / "base")]
+    common += ["--prompt_file", str(tmp_path / "questions.txt"), "--max_completion_length", "6"]
+    monkeypatch.setattr(sys, "argv", [*common, "--batch_size", "64"])
+    sample.main()
+    whole = capsys.readouterr().out
+    assert [json.loads(line)["prompt"] for line in whole.splitlines()] == prompts
+
+    generate, calls = sample.generate_as_completed, []
+
+    def stop_in_the_third_part(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(sample, "generate_as_completed", stop_in_the_third_part)
+    monkeypatch.setattr(sys, "argv", [*common, "--batch_size", "2"])
+    with pytest.raises(KeyboardInterrupt):
+        sample.main()
+    kept = capsys.readouterr().out
+    assert len(kept.splitlines()) == 16 and whole.startswith(kept)
+
+
+def test_no_more_responses_than_slots_draw_at_a_time(model, monkeypatch):
+    sizes, drawn = [], sample.draw_tokens
+    monkeypatch.setattr(
+        sample, "draw_tokens", lambda logits, *a: sizes.append(len(logits)) or drawn(logits, *a)
+    )
+    groups = generate(model, IDS, [[1, 2]], max_new_tokens=4, num_generations=11, batch_size=3)
+    assert len(groups[0]) == 11 and max(sizes) == 3
+
+
 def test_the_command_answers_what_comes_on_standard_input(lab_folder):
     common = ["sample.py", "--model_name_or_path", lab_folder / "base", "--mode", "think"]
     common += ["--max_completion_length", 4]
