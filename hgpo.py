@@ -10,11 +10,14 @@ T response tokens. The mode tag is token t = 1 in the paper and in comments, ind
 
 from __future__ import annotations
 
+from data import cli  # first: Ctrl-C during the slow imports ends in one line, too
+
+# isort: split
+import contextlib
 import dataclasses
 import functools
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +28,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
-from data import cli, report
+from data import processes, report
 from data.cli import InputError, mix_seed, progress, setting
-from data.judge import Judged, RewardModel, check_verifier, load_reward_model
+from data.judge import Judged, RewardModel, check_verifiers, load_reward_model
 from data.modes import MODES, NO_THINK
-from data.report import TOTALS
+from data.processes import Runtime
+from data.report import TOTALS, Stopwatch
 from data.rows import Query, Row, batch_indices, check_domain, read_queries
+from data.runs import Run, digest
 from data.tokenizer import Tokenizer
-from lhrm import Runtime
 from model import Transformer
+from sample import MAX_TOKENS
 
 # ------------------------------------------------------ rewards and advantages, Eq. 8 to 10, 22, 23
 
@@ -232,6 +237,9 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
     eval_dataset_name: str | None = setting(None, "queries to evaluate on before and after")
     num_generations: int = setting(4, "N, responses to a query, half of them in each mode")
     temperature: float = setting(1.0, "temperature of sampling in training", minimum=1e-3)
+    max_completion_length: int = setting(
+        4096, "most tokens of a response in training", maximum=MAX_TOKENS
+    )
     rollout_batch_size: int = setting(128, "responses that a process samples at once in training")
     save_steps: int = setting(20, "steps between two checkpoints")
 
@@ -257,6 +265,7 @@ class HGPOSettings(PolicyOptions):
     lr_scheduler_type: str = setting("constant", "what follows the warm-up", ("constant", "cosine"))
     warmup_ratio: float = setting(0.0, "share of steps in which the rate rises", maximum=1)
     eval_steps: int = setting(0, "steps between evaluations; 0: before and after only")
+    log_completions: int = setting(0, "steps between two looks at a few responses; 0: none")
 
 
 @dataclass
@@ -282,7 +291,7 @@ class DPOSettings(PolicyOptions, lhrm.SupervisedOptions):
 
 ON_LAB = {  # the defaults that are others on the lab, for all three methods
     **lhrm.EVAL_ON_LAB, "output_dir": "runs/lab", "eval_batch_size": 1536,
-    "rollout_batch_size": 256, "gradient_checkpointing": False,
+    "max_completion_length": 64, "rollout_batch_size": 256, "gradient_checkpointing": False,
 }  # fmt: skip
 HGPO_ON_LAB = {
     **ON_LAB, "max_steps": 60, "num_queries": 32, "num_generations": 8, "beta": 0.03,
@@ -322,6 +331,14 @@ class Rollout(NamedTuple):
         prompts, responses = ([rows[i] for i in part] for rows in (self.prompts, self.responses))
         return lhrm.score_responses(model, prompts, responses, temperature, figures)
 
+    def rows(self, advantages: Tensor) -> list[dict[str, Any]]:
+        """All that an update was made from, response by response; to be looked at."""
+        columns = zip(self.prompts, self.responses, self.judged, advantages.tolist())
+        return [
+            {"prompt": p, "response": r, "reward": j.reward, "advantages": a[: len(r)]}
+            for p, r, j, a in columns
+        ]
+
     def count_tokens(self, runtime: Runtime) -> list[int]:
         """Tokens of all responses and of all prompts, over all ranks."""
         prompt_tokens = self.lengths.new_tensor(sum(map(len, self.prompts)))
@@ -334,7 +351,8 @@ def sample_responses(
     queries: Sequence[Query],
     seeds: Sequence[int],
     settings: PolicyOptions,
-    reward_model: RewardModel | None = None,
+    reward_model: RewardModel | None,
+    watch: Stopwatch,
 ) -> Rollout:
     """N responses to each query, half of them forced into each mode (Eq. 5, 6), judged (Eq. 7)."""
     n = settings.num_generations
@@ -347,8 +365,8 @@ def sample_responses(
     each = n // len(MODES)  # Eq. 5: … N/2 responses
     groups = dict(
         lhrm.answer(
-            policy, tokenizer, asked, settings, reward_model, each, settings.rollout_batch_size,
-            settings.temperature,
+            policy, tokenizer, asked, settings, reward_model, watch, each,
+            settings.max_completion_length, settings.rollout_batch_size, settings.temperature,
         )
     )  # fmt: skip
     answers = [a for place in range(len(asked)) for a in groups[place]]  # Eq. 6: O(q), one by one
@@ -357,6 +375,8 @@ def sample_responses(
     # With one empty row more, because this rank may have no queries.
     log_probs = pad_sequence([*rows, torch.zeros(0)], batch_first=True)[:-1].to(device)  # (R, T)
     rewards = torch.tensor([judged.reward for _, judged in answers])  # Eq. 7
+    if not rewards.isfinite().all():
+        raise InputError("a reward is not finite")
     return Rollout(
         prompts=[prompt for prompt in prompts for _ in range(n)],
         responses=[completion.ids for completion, _ in answers],
@@ -379,58 +399,74 @@ def train(
     queries: Sequence[Query],
     settings: HGPOSettings,
     runtime: Runtime,
+    run: Run,
     reward_model: RewardModel | None = None,
     evaluation: Callable[[str], dict[str, Any]] | None = None,
 ) -> None:
     """Alg. 1. It changes `policy`, which is π_HFT at first (l. 1), and goes on from the newest
-    checkpoint, if there is one. reference: π_ref, or None if β is 0."""
+    checkpoint of `run`, if there is one. reference: π_ref, or None if β is 0."""
     optimizer = lhrm.make_optimizer(policy, settings.weight_decay)
-    models = {"policy": policy} | ({"reference": reference} if reference else {})
-    first, tokens_seen = lhrm.load_checkpoint(settings, models, optimizer, runtime)
-    log = report.Log(Path(settings.output_dir), first, settings.report_to)
     steps, sync_steps = settings.max_steps, settings.ref_model_sync_steps
+    moving = {"reference": reference} if reference and sync_steps else {}
+    first = run.resume({"policy": policy, **moving}, optimizer)
+    log = report.Log(run.folder, first, settings.report_to)
     num_responses = settings.num_queries * settings.num_generations
     gamma = ESTIMATORS[settings.estimator] if settings.gamma is None else settings.gamma
 
     bar = progress(range(first, steps), "HGPO", initial=first, total=steps, unit="step")
-    for step in bar:  # l. 2 and 4 in one loop: I iterations of M steps
-        began = time.perf_counter()
-        if reference and sync_steps and step % sync_steps == 0:
-            reference.load_state_dict(policy.state_dict())  # l. 3: π_ref ← π_θ
-        batch, seeds = draw_queries(queries, step, settings, runtime)  # l. 5
-        with lhrm.gathered(policy):
-            rollout = sample_responses(  # l. 6: π_old, which π_θ still is, samples; l. 7: rewards
-                policy, tokenizer, batch, seeds, settings, reward_model
-            )
-        sampled_at = time.perf_counter()
-        intra = intra_advantages(rollout.rewards, settings.estimator)  # l. 8, 9
-        inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)  # l. 8, 9
-        advantages = token_advantages(intra, inter, rollout.lengths, settings.alpha, gamma)  # l. 9
-        num_tokens, num_prompt_tokens = rollout.count_tokens(runtime)
-        weights = loss_weights(
-            rollout.lengths, settings.loss_type, num_responses, num_tokens,
-            settings.max_completion_length,
-        )  # fmt: skip
-        rate = lhrm.scheduled_rate(step, steps, settings)
-        totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
-        for update in range(settings.num_iterations):  # l. 10: μ updates by Eq. 11, 12
-            totals += accumulate_gradients(
-                policy, reference, rollout, advantages, weights, settings, runtime, update == 0
-            )
-            grad_norm = lhrm.optimizer_step(policy, optimizer, rate, settings.max_grad_norm)
-        tokens_seen += num_tokens + num_prompt_tokens
-        figures = {
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "num_tokens": tokens_seen,
-            "epoch": (step + 1) * settings.num_queries / len(queries),
-            **report.step_times(began, sampled_at, num_tokens),
-        }
-        if evaluation and settings.eval_steps and (step + 1) % settings.eval_steps == 0:
-            figures["hybrid_accuracy"] = evaluation(f"step {step + 1}")["auto"]["hybrid_accuracy"]
-        record_step(step + 1, rollout, totals, bool(reference), figures, log, bar, runtime)
-        if (step + 1) % settings.save_steps == 0 or step + 1 == steps:
-            lhrm.save_checkpoint(settings, step + 1, tokens_seen, models, optimizer, runtime)
+    with contextlib.closing(log), run.stoppable():
+        for step in bar:  # l. 2 and 4 in one loop: I iterations of M steps
+            watch = Stopwatch("update", "rollout", "reward", "wait")
+            if reference and sync_steps and step % sync_steps == 0:
+                reference.load_state_dict(policy.state_dict())  # l. 3: π_ref ← π_θ
+            batch, seeds = draw_queries(queries, step, settings, runtime)  # l. 5
+            with (
+                watch.phase("wait"),
+                runtime.apart(),
+                watch.phase("rollout"),
+                lhrm.gathered(policy),
+            ):
+                rollout = sample_responses(  # l. 6: π_old, still π_θ, samples; l. 7: rewards
+                    policy, tokenizer, batch, seeds, settings, reward_model, watch
+                )
+            intra = intra_advantages(rollout.rewards, settings.estimator)  # l. 8, 9
+            inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)  # l. 8, 9
+            advantages = token_advantages(
+                intra, inter, rollout.lengths, settings.alpha, gamma
+            )  # l. 9
+            num_tokens, num_prompt_tokens = rollout.count_tokens(runtime)
+            weights = loss_weights(
+                rollout.lengths, settings.loss_type, num_responses, num_tokens,
+                settings.max_completion_length,
+            )  # fmt: skip
+            rate = lhrm.scheduled_rate(step, steps, settings)
+            totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
+            for update in range(settings.num_iterations):  # l. 10: μ updates by Eq. 11, 12
+                sums = accumulate_gradients(
+                    policy, reference, rollout, advantages, weights, settings, runtime, update == 0
+                )
+                totals += sums
+                grad_norm, updated = lhrm.optimizer_step(
+                    policy, optimizer, rate, settings.max_grad_norm, runtime.sum(sums[:1].clone())
+                )
+                run.count_update(updated, step + 1, [] if updated else rollout.rows(advantages))
+            num_prompt_tokens += num_tokens
+            figures = {
+                "grad_norm": grad_norm,
+                "learning_rate": rate,
+                "skipped_updates": run.skipped_updates,
+                "num_tokens": run.tokens_seen + num_prompt_tokens,
+                "epoch": (step + 1) * settings.num_queries / len(queries),
+                **watch.figures(num_tokens, runtime.max),
+            }
+            if evaluation and settings.eval_steps and (step + 1) % settings.eval_steps == 0:
+                accuracy = evaluation(f"step {step + 1}")["auto"]["hybrid_accuracy"]
+                figures["hybrid_accuracy"] = accuracy
+            record_step(step + 1, rollout, totals, bool(reference), figures, log, bar, runtime)
+            if settings.log_completions and (step + 1) % settings.log_completions == 0:
+                examples = report.rollout_examples(batch, rollout.judged, intra, inter)
+                log.write_examples(step + 1, examples, bar.write)
+            run.completed(step + 1, num_prompt_tokens, last=step + 1 == steps)
 
 
 def draw_queries(
@@ -462,6 +498,8 @@ def accumulate_gradients(
     lengths = [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses)]
     parts = lhrm.micro_batches(lengths, settings.max_tokens_per_device, runtime)
     for part in lhrm.sum_gradients_last(policy, parts):
+        if first_update:  # from then on the step's end is waited for
+            runtime.check_signals()
         now = rollout.scores(policy, part, settings.temperature, ["entropy"])
         where = (part, slice(now.mask.shape[1]))  # up to the end of the longest of these responses
         if first_update:
@@ -503,7 +541,7 @@ def update_totals(
         torch.ones_like(ratio),
         now.entropy,
         kl_divergence(now.log_probs, rollout.ref_log_probs[where]),
-        kl_divergence(old, rollout.sampler_log_probs[where]),  # 0 but for rounding
+        kl_divergence(rollout.sampler_log_probs[where], old),  # 0 but for rounding
         (ratio < 1 - epsilon) & (advantages < 0),
         (ratio > 1 + epsilon) & (advantages > 0),
     ]
@@ -527,7 +565,8 @@ def record_step(
     """
     n = math.prod(rollout.rewards.shape[1:])
     tags = rollout.old_log_probs[:, :1].flatten().tolist()  # log π_old of each mode tag
-    groups = [(rollout.judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
+    judged = [dataclasses.replace(j, text="") for j in rollout.judged]
+    groups = [(judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
     groups = runtime.gather(groups)
     metrics = report.step_metrics(groups, runtime.sum(totals).tolist(), with_reference) | figures
     log.write(step, metrics)
@@ -554,6 +593,7 @@ def sample_once(
     queries: Sequence[Query],
     settings: PolicyOptions,
     runtime: Runtime,
+    run: Run,
     reward_model: RewardModel | None,
 ) -> list[Sampled]:
     """Every query's responses by π_HFT and their rewards (Eq. 14, 15), on every rank.
@@ -561,29 +601,27 @@ def sample_once(
     They are kept in samples-*.jsonl in `output_dir`, where a resumed run reads them. A hash of all
     that they depend on is part of the names, so that a run never reads the samples of another.
     """
-    n, folder = settings.num_generations, Path(settings.output_dir)
-    models = report.model_files([settings.model_name_or_path, settings.reward_model_name_or_path])
-    made_with = repr([models, queries, lhrm.settings_that_change_weights(settings)])
-    kept_in = (folder, f"samples-{mix_seed(made_with):016x}", runtime.rank, Sampled)
-    done = report.Unfinished(*kept_in)
-    runtime.wait()
+    n = settings.num_generations
+    named = ("num_generations", "temperature", "max_completion_length", "verifier", "bf16", "seed")
+    contents = {k: v for k, v in run.contents.items() if not k.startswith("eval_")}
+    made_with = mix_seed(repr([contents, [getattr(settings, name) for name in named]]))
+    done = report.Unfinished(run.folder, f"samples-{made_with:016x}", runtime, Sampled)
     mine = runtime.share([q for q in range(len(queries)) if q not in done.rows])
     size = max(1, 16 * settings.rollout_batch_size // n)  # queries between two savings
     bar = progress(None, "sampling", total=len(mine), unit="query")
-    with lhrm.gathered(policy), bar:
+    with runtime.apart(), lhrm.gathered(policy), bar:
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):
             batch = [queries[q] for q in part]
             seeds = [mix_seed(settings.seed, "sample", q) for q in part]
             rollout = sample_responses(  # Eq. 14, 15: O(q) of each, and its rewards
-                policy, tokenizer, batch, seeds, settings, reward_model
+                policy, tokenizer, batch, seeds, settings, reward_model, Stopwatch("rest")
             )
             for i, q in zip(range(0, len(part) * n, n), part):
                 rewards = rollout.rewards.flatten()[i : i + n].tolist()
                 sampled = Sampled(rollout.prompts[i], rollout.responses[i : i + n], rewards)
                 done.add(q, sampled._asdict())
             bar.update(len(part))
-    runtime.wait()
-    rows = report.Unfinished(*kept_in).rows
+    rows = done.read()
     return [rows[q] for q in range(len(queries))]
 
 
@@ -646,10 +684,11 @@ def train_baseline(
     queries: Sequence[Query],
     settings: DPOSettings | RFTSettings,
     runtime: Runtime,
+    run: Run,
     reward_model: RewardModel | None,
 ) -> None:
     """DPO and RFT (App. A): sample with π_HFT, choose, and fine-tune. Changes `policy`."""
-    samples = sample_once(policy, tokenizer, queries, settings, runtime, reward_model)
+    samples = sample_once(policy, tokenizer, queries, settings, runtime, run, reward_model)
     rows = training_rows(samples, settings.method)
     if not rows:
         raise InputError(f"{settings.dataset_name}: none of {len(samples)} queries gives a row")
@@ -658,7 +697,7 @@ def train_baseline(
     batch_loss = lhrm.hft_batch_loss  # Eq. 21, which is Eq. 4 on D_RFT
     if isinstance(settings, DPOSettings) and reference:
         batch_loss = functools.partial(dpo_batch_loss, reference, settings.beta)
-    lhrm.fine_tune(policy, rows, batch_loss, settings, runtime, settings.method.upper())
+    lhrm.fine_tune(policy, rows, batch_loss, settings, runtime, run, settings.method.upper())
 
 
 # ------------------------------------------------------------------------------------ the whole job
@@ -666,89 +705,127 @@ def train_baseline(
 
 def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     """Evaluate π_HFT, train it, evaluate the result; on the lab, make π_HFT first."""
-    runtime = lhrm.start(settings.bf16)
-    method, on_lab = settings.method, settings.model_name_or_path is None
+    runtime = lhrm.start(settings.bf16, settings.hsdp)
+    on_lab = settings.model_name_or_path is None
     root = Path(settings.output_dir)
-    folder = root / method if on_lab else root
     if settings.num_generations % len(MODES) or settings.num_generations == 0:
         raise InputError(f"num_generations = {settings.num_generations} must be even: half a mode")
+    report.load_tracker(settings.report_to)  # all errors come before the long work
     if on_lab:
-        settings = lab_with_pi_hft(settings, folder, runtime)
-    lhrm.checkpoint_to_resume(settings)  # an error comes before the long work
-    source = settings.model_name_or_path
-    if source is None or settings.dataset_name is None:
+        settings = lab_with_pi_hft(settings, root / settings.method, runtime)
+    if settings.model_name_or_path is None or settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of queries")
     queries = read_queries(settings.dataset_name)
     held_out = read_queries(settings.eval_dataset_name) if settings.eval_dataset_name else []
-    check_verifier(settings.verifier)
+    check_verifiers(settings.verifier, queries + held_out)
     if held_out:
         check_domain(held_out, settings.eval_domain)
+    names = ("model_name_or_path", "reward_model_name_or_path", "dataset_name", "eval_dataset_name")
+    with Run(settings, runtime, {name: getattr(settings, name) for name in names}) as folder:
+        path = root / "results.json"  # on the lab that of all methods
+        if folder.finished:
+            folder.tell_that_it_is_finished()
+            results = cli.read_json(path) if path.exists() else {}
+        else:
+            outcome = train_and_evaluate(settings, queries, held_out, runtime, folder)
+
+            def write() -> dict[str, Any]:
+                earlier = cli.read_json(path) if on_lab and path.exists() else {}
+                if outcome:
+                    cli.write_json(path, {**earlier, **outcome})
+                return {**earlier, **outcome}
+
+            results = runtime.on_first(write)
+            folder.finish()
+        if settings.method in results and cli.is_main_process():
+            report.show_outcome(results, settings.method)
+    lhrm.stop()
+
+
+def train_and_evaluate(
+    settings: HGPOSettings | DPOSettings | RFTSettings,
+    queries: Sequence[Query],
+    held_out: Sequence[Query],
+    runtime: Runtime,
+    run: Run,
+) -> dict[str, Any]:
+    """The trained model, in the folder of `run`. Returns the figures of π_HFT, under "hft", and its
+    own, under the method's name; none without held-out queries."""
     reward_model = load_reward_model(
-        settings.reward_model_name_or_path,
-        settings.reward_batch_size,
-        queries + held_out,
-        runtime.device,
-    )
+        settings.reward_model_name_or_path, settings.reward_batch_size, [*queries, *held_out],
+        runtime.device, settings.offload_reward_model,
+    )  # fmt: skip
+    source = str(settings.model_name_or_path)
     policy, tokenizer = lhrm.load_policy(source, runtime, settings.gradient_checkpointing)  # l. 1
     reference = None
     if not isinstance(settings, RFTSettings) and settings.beta:
-        reference, _ = lhrm.load_policy(source, runtime, False)  # l. 3: π_ref, π_HFT at first
-        reference.requires_grad_(False)
+        reference = lhrm.load_reference(source, tokenizer, runtime)  # l. 3: π_ref, π_HFT at first
     derived = {
         "processes": runtime.world_size,
         "device": runtime.device.type,
         "queries": len(queries),
         "queries_for_reward_model": sum(not query.definite for query in queries),
     }
-    cli.announce(method.upper(), settings, derived, folder, "settings.json")
+    run.begin(settings.method.upper(), derived)
+    for name, asked, limit in (
+        ("a training", queries, settings.max_completion_length),
+        ("an evaluation", held_out, settings.eval_max_completion_length),
+    ):
+        longest = sorted(asked, key=lambda q: sum(len(m["content"]) for m in q.prompt))[-8:]
+        lengths = [len(tokenizer.encode_chat(query.prompt)) for query in longest]
+        what = f"{name} query with its response"
+        lhrm.warn_of_positions(policy, max(lengths, default=-limit) + limit, what)
 
-    records_by_stage: dict[str, list[report.Record]] = {}
-
-    def evaluation(stage: str) -> dict[str, Any]:
+    def evaluation(stage: str, kept: report.Unfinished[Any] | None = None) -> dict[str, Any]:
         records = lhrm.evaluate(
             policy, tokenizer, held_out, settings, runtime, f"evaluate {stage}", settings.seed,
-            reward_model,
+            reward_model, unfinished=kept,
         )  # fmt: skip
-        records_by_stage[stage] = records
         return lhrm.results(records, settings.hacc_margin, settings.eval_domain)
 
-    outcome = {"hft": evaluation("hft")} if held_out else {}
+    def kept_evaluation(stage: str, model: str) -> dict[str, Any]:
+        """An evaluation whose records are kept until the run is finished, with a few responses.
+        model: a hash of the weights, so that a resumed run finds those of the same model."""
+        free = ("eval_batch_size", "eval_steps", "eval_domain", "eval_dataset_name")
+        asked = {k: v for k, v in vars(settings).items() if k.startswith("eval_") and k not in free}
+        asked |= {k: v for k, v in run.contents.items() if k.startswith(("eval_", "reward_"))}
+        made_with = mix_seed(repr([model, asked, settings.seed, settings.verifier]))
+        kept = report.Unfinished(
+            run.folder, f"evaluated-{made_with:016x}", runtime, report.Record.from_row
+        )
+        figures = evaluation(stage, kept)
+        records = runtime.on_first(lambda: list(dict(sorted(kept.read().items())).values()))
+        return {**figures, "examples": report.examples(records, settings.eval_domain)}
+
+    outcome = {}
+    if held_out:
+        outcome["hft"] = kept_evaluation("hft", run.contents["model_name_or_path"])
     if isinstance(settings, HGPOSettings):
         train(
-            policy, reference, tokenizer, queries, settings, runtime, reward_model,
+            policy, reference, tokenizer, queries, settings, runtime, run, reward_model,
             evaluation if held_out else None,
         )  # fmt: skip
     else:
-        train_baseline(policy, reference, tokenizer, queries, settings, runtime, reward_model)
-    lhrm.save_policy(policy, tokenizer, folder, runtime)
+        train_baseline(policy, reference, tokenizer, queries, settings, runtime, run, reward_model)
+    lhrm.save_policy(policy, tokenizer, run.folder, runtime)
     if held_out:
-        outcome[method] = evaluation(method)
-        if runtime.rank == 0:
-            path = root / "results.json"  # on the lab that of all methods
-            earlier = cli.read_json(path) if on_lab and path.exists() else {}
-            cli.write_json(path, {**earlier, **outcome})
-            report.show_outcome(outcome, method, records_by_stage[method])
-    lhrm.drop_checkpoints(folder, runtime)
-    lhrm.stop()
+        trained = runtime.on_first(lambda: digest(str(run.folder)))
+        outcome[settings.method] = kept_evaluation(settings.method, trained)
+    return outcome
 
 
 def lab_with_pi_hft(settings: Any, folder: Path, runtime: Runtime) -> Any:
     """Settings with the paths of the lab's data and of its π_HFT; runs HFT first if needed."""
     root = Path(settings.output_dir)
     files = lhrm.write_lab(root, settings.seed, runtime)
-    hft = lhrm.HFTSettings(
-        **{**lhrm.HFT_ON_LAB, "output_dir": str(root)},
-        seed=settings.seed,
-        bf16=settings.bf16,
-        resume_from_checkpoint=settings.resume_from_checkpoint,
+    lhrm.hft(
+        lhrm.HFTSettings(
+            **{**lhrm.HFT_ON_LAB, "output_dir": str(root)},
+            seed=settings.seed,
+            bf16=settings.bf16,
+            resume_from_checkpoint=settings.resume_from_checkpoint,
+        )
     )
-    if (root / "hft" / "model.safetensors").exists():
-        paths = {"model_name_or_path": None, "dataset_name": None}  # of this lab, wherever it was
-        made_with = cli.read_json(root / "hft" / "settings.json").get("settings", {})
-        wanted = lhrm.settings_that_change_weights(hft)
-        cli.check_same(root / "hft", {**made_with, **paths}, wanted)
-    else:
-        lhrm.hft(hft)
     return dataclasses.replace(
         settings,
         output_dir=str(folder),
@@ -766,4 +843,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    processes.run_command(main)

@@ -10,16 +10,14 @@ T response tokens, L tokens of prompt and response, n response tokens of all row
 
 from __future__ import annotations
 
+from data import cli  # first: Ctrl-C during the slow imports ends in one line, too
+
+# isort: split
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import json
 import math
-import os
-import shutil
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,20 +25,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data import classify, cli, lab, report
+from data import classify, lab, processes, report
 from data.cli import InputError, mix_seed, progress, setting
-from data.judge import VERIFIERS, Judged, RewardModel, check_verifier, judge_all, load_reward_model
+from data.judge import VERIFIERS, Judged, RewardModel, check_verifiers, judge_all, load_reward_model
 from data.modes import MODES, NO_THINK, THINK
-from data.report import Log, Record, Unfinished
+from data.processes import Runtime, start, stop
+from data.report import Log, Record, Stopwatch, Unfinished
 from data.rows import (
     Query,
     Row,
@@ -48,15 +43,16 @@ from data.rows import (
     batch_indices,
     check_domain,
     read_queries,
+    read_rows,
     row_length,
-    tokenize_rows,
+    tokenized_rows,
 )
+from data.runs import EVALUATION, Run, announce
 from data.tokenizer import SAMPLING, Tokenizer
 from model import Block, Config, Transformer
 from sample import MAX_TOKENS, Completion, generate_as_completed
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # dcp, in one process
-CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
 MAX_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # that exist at once: 64 and 512 MiB in fp32
 MAX_UNSHARDED = 2**31  # parameters whose gradient a rank may hold whole: 8 GiB in fp32
 
@@ -196,10 +192,13 @@ class TrainOptions:
     weight_decay: float = setting(0.0, "weight decay of AdamW, on matrices only")
     max_grad_norm: float = setting(1.0, "largest gradient norm, to which it is clipped; 0: any")
     gradient_checkpointing: bool = setting(True, "compute activations twice, to save memory")
+    hsdp: bool = setting(False, "split parameters within a node only, with a copy in each")
     bf16: bool | None = setting(None, "compute in bf16; unset: on a GPU only")
     save_steps: int = setting(500, "steps between two checkpoints")
-    report_to: str = setting("none", "second place for the log", ("none", "tensorboard"))
+    save_total_limit: int = setting(2, "checkpoints that are kept")
+    report_to: str = setting("none", "second place for the log", ("none", *report.TRACKERS))
     resume_from_checkpoint: bool = setting(False, "go on where a killed run left off")
+    overwrite_output_dir: bool = setting(False, "start over: delete what the folder's run left")
     seed: int = setting(0, "seed of the data order, of all sampling, and of the lab")
 
 
@@ -220,6 +219,8 @@ class HFTSettings(SupervisedOptions):
     model_name_or_path: str | None = setting(None, "folder of the base model; unset: the lab")
     dataset_name: str | None = setting(None, "HFT rows, a .jsonl(.gz) file or a tokenized folder")
     max_length: int = setting(32768, "most tokens of a row; longer ones are left out, and counted")
+    max_position_embeddings: int = setting(0, "longest context of the new model; 0: the base's")
+    rope_theta: float = setting(0.0, "base of the rotary embedding; 0: the base model's")
 
 
 HFT_ON_LAB: dict[str, Any] = {  # the defaults that are others on the lab
@@ -230,7 +231,7 @@ HFT_ON_LAB: dict[str, Any] = {  # the defaults that are others on the lab
 
 def hft(settings: HFTSettings) -> None:
     """Fine-tune on both formats; leaves a model folder in `output_dir`."""
-    runtime = start(settings.bf16)
+    runtime = start(settings.bf16, settings.hsdp)
     source = settings.model_name_or_path
     if source is None:
         files = write_lab(Path(settings.output_dir), settings.seed, runtime)
@@ -241,25 +242,31 @@ def hft(settings: HFTSettings) -> None:
             dataset_name=settings.dataset_name or str(files["hft"]),
             output_dir=f"{settings.output_dir}/hft",
         )
-    folder = Path(settings.output_dir)
     if settings.dataset_name is None:
         raise InputError("give --dataset_name, a file of HFT rows")
-    checkpoint_to_resume(settings)  # an error comes before the long work
-    policy, tokenizer = load_policy(source, runtime, settings.gradient_checkpointing)
-    cache = folder / "hft_tokens"
-    rows = tokenize_rows(settings.dataset_name, tokenizer, settings.max_length, cache, runtime.wait)
-    derived = {
-        "processes": runtime.world_size,
-        "device": runtime.device.type,
-        "rows": len(rows),
-        "rows_too_long": rows.too_long,
-    }
-    cli.announce("Hybrid Fine-Tuning", settings, derived, folder, "settings.json")
-    fine_tune(policy, rows, hft_batch_loss, settings, runtime, "HFT")
-    save_policy(policy, tokenizer, folder, runtime)
-    drop_checkpoints(folder, runtime)
-    if runtime.rank == 0:
-        shutil.rmtree(cache, ignore_errors=True)
+    report.load_tracker(settings.report_to)  # an error comes before the long work
+    contents = {"model_name_or_path": source, "dataset_name": settings.dataset_name}
+    with Run(settings, runtime, contents) as run:
+        if run.finished:
+            return run.tell_that_it_is_finished()
+        names = ("max_position_embeddings", "rope_theta")
+        changes = {name: getattr(settings, name) for name in names if getattr(settings, name)}
+        policy, tokenizer = load_policy(source, runtime, settings.gradient_checkpointing, **changes)
+        rows = tokenized_rows(
+            settings.dataset_name, run.contents["dataset_name"], tokenizer, settings.max_length,
+            run.folder / "hft_tokens", runtime.on_first,
+        )  # fmt: skip
+        derived = {
+            "processes": runtime.world_size,
+            "device": runtime.device.type,
+            "rows": len(rows),
+            "rows_too_long": rows.too_long,
+        }
+        run.begin("Hybrid Fine-Tuning", derived)
+        warn_of_positions(policy, int(rows.lengths.sum(1).max()), "the longest row")
+        fine_tune(policy, rows, hft_batch_loss, settings, runtime, run, "HFT")
+        save_policy(policy, tokenizer, run.folder, runtime)
+        run.finish()
 
 
 def fine_tune(
@@ -268,64 +275,72 @@ def fine_tune(
     batch_loss: Callable[[Transformer, Sequence[Row], int], BatchLoss],
     settings: SupervisedOptions,
     runtime: Runtime,
+    run: Run,
     description: str,
 ) -> None:
     """The loop of HFT, RFT and DPO, which differ in their rows and in `batch_loss`.
 
-    It changes `policy`, and goes on from the newest checkpoint in `output_dir`, if there is one.
+    It changes `policy`, and goes on from the newest checkpoint of `run`, if there is one.
     """
-    models = {"policy": policy}
     epochs = settings.num_train_epochs
     steps = settings.max_steps or math.ceil(len(rows) * epochs / settings.batch_size)
     optimizer = make_optimizer(policy, settings.weight_decay)
-    first, tokens_seen = load_checkpoint(settings, models, optimizer, runtime)
-    log = Log(Path(settings.output_dir), first, settings.report_to)
+    first = run.resume({"policy": policy}, optimizer)
+    log = Log(run.folder, first, settings.report_to)
     bar = progress(range(first, steps), description, initial=first, total=steps, unit="step")
-    for step in bar:
-        began = time.perf_counter()
-        places = batch_indices(len(rows), settings.batch_size, step, settings.seed)
-        batch = sorted((rows[i] for i in places), key=row_length)
-        num_tokens = sum(map(row_length, batch))
-        batch = runtime.share(batch)
-        totals = []
-        # Tokens of a row, as long as its longest response each time: of DPO's rows there are two.
-        sizes = [len(row[1:]) * (len(row[0]) + max(map(len, row[1:]))) for row in batch]
-        parts = micro_batches(sizes, settings.max_tokens_per_device, runtime)
-        for part in sum_gradients_last(policy, parts):
-            loss, sums, size = batch_loss(policy, [batch[i] for i in part], settings.batch_size)
-            loss.backward()
-            totals.append(torch.stack([loss.detach(), size, *sums.values()]).double())
-        rate = scheduled_rate(step, steps, settings)
-        grad_norm = optimizer_step(policy, optimizer, rate, settings.max_grad_norm)
-        total_loss, total_size, *others = runtime.sum(torch.stack(totals).sum(0)).tolist()
-        tokens_seen += num_tokens
-        if (step + 1) % settings.logging_steps == 0 or step + 1 == steps:
-            seconds = time.perf_counter() - began
-            figures = {
-                "loss": total_loss,
-                **{name: value / total_size for name, value in zip(sums, others)},
-                "grad_norm": grad_norm,
-                "learning_rate": rate,
-                "epoch": (step + 1) * settings.batch_size / len(rows),
-                "num_tokens": tokens_seen,
-                "step_time": seconds,
-                "tokens_per_second": num_tokens / seconds,
-            }
-            log.write(step + 1, figures)
-            bar.set_postfix({name: f"{figures[name]:.3f}" for name in list(figures)[:2]})
-        if (step + 1) % settings.save_steps == 0 or step + 1 == steps:
-            save_checkpoint(settings, step + 1, tokens_seen, models, optimizer, runtime)
+    with contextlib.closing(log), run.stoppable():
+        for step in bar:
+            watch = Stopwatch("update")
+            places = batch_indices(len(rows), settings.batch_size, step, settings.seed)
+            batch = sorted((rows[i] for i in places), key=row_length)
+            num_tokens = sum(map(row_length, batch))
+            batch = runtime.share(batch)
+            totals = []
+            # Tokens of a row, as long as its longest response each time: DPO's rows have two.
+            sizes = [len(row[1:]) * (len(row[0]) + max(map(len, row[1:]))) for row in batch]
+            parts = micro_batches(sizes, settings.max_tokens_per_device, runtime)
+            for part in sum_gradients_last(policy, parts):
+                runtime.check_signals()
+                rows_here = [batch[i] for i in part]
+                loss, sums, size = batch_loss(policy, rows_here, settings.batch_size)
+                loss.backward()
+                totals.append(torch.stack([loss.detach(), size, *sums.values()]).double())
+            rate = scheduled_rate(step, steps, settings)
+            total = runtime.sum(torch.stack(totals).sum(0))
+            grad_norm, updated = optimizer_step(
+                policy, optimizer, rate, settings.max_grad_norm, total[0]
+            )
+            run.count_update(updated, step + 1, batch)
+            total_loss, total_size, *others = total.tolist()
+            last = step + 1 == steps
+            if (step + 1) % settings.logging_steps == 0 or last:
+                figures = {
+                    "loss": total_loss,
+                    **{name: value / total_size for name, value in zip(sums, others)},
+                    "grad_norm": grad_norm,
+                    "learning_rate": rate,
+                    "skipped_updates": run.skipped_updates,
+                    "epoch": (step + 1) * settings.batch_size / len(rows),
+                    "num_tokens": run.tokens_seen + num_tokens,
+                    **watch.figures(num_tokens, runtime.max),
+                }
+                log.write(step + 1, figures)
+                bar.set_postfix({name: f"{figures[name]:.3f}" for name in list(figures)[:2]})
+            run.completed(step + 1, num_tokens, last)
 
 
 def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
     """Write the lab of data/lab.py to a folder, once: its rows, and `base`, an untrained model."""
     base, data = folder / "base", folder / "data"
-    if runtime.rank == 0 and not (base / "model.safetensors").exists():
-        lab.write(base, data, seed)
-        config = Config.from_pretrained(base)
-        Transformer(config).initialize(seed).save_pretrained(base)
-    runtime.wait()
-    made_with = json.loads((data / "seed.json").read_text(encoding="utf-8"))
+
+    def write() -> int:
+        if not (base / "model.safetensors").exists():
+            lab.write(base, data, seed)
+            config = Config.from_pretrained(base)
+            Transformer(config).initialize(seed).save_pretrained(base)
+        return json.loads((data / "seed.json").read_text(encoding="utf-8"))
+
+    made_with = runtime.on_first(write)
     if made_with != seed:
         raise InputError(f"{folder} holds the lab of seed {made_with}, not of {seed}")
     return {"base": base, **{name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}}
@@ -340,17 +355,22 @@ class EvalOptions:
 
     reward_model_name_or_path: str | None = setting(None, "judge of queries without an answer")
     reward_batch_size: int = setting(16, "answers that the reward model judges at once")
+    offload_reward_model: bool = setting(False, "keep it on the CPU while it does not judge")
     verifier: str = setting("rule", "rule: data/verify_math.py; or a package", tuple(VERIFIERS))
     eval_domain: str | None = setting(None, "domain of the main figures; unset: all rows")
     eval_num_generations: int = setting(4, "responses to a query in each mode and freely")
     eval_temperature: float = setting(SAMPLING["temperature"], "temperature of evaluations")
     eval_top_p: float = setting(SAMPLING["top_p"], "top-p of evaluations", None, 1e-6, 1)
     eval_batch_size: int = setting(128, "responses that a process samples at once to evaluate")
-    max_completion_length: int = setting(4096, "most tokens of a response", maximum=MAX_TOKENS)
+    eval_max_completion_length: int = setting(
+        4096, "most tokens of a response in evaluations", maximum=MAX_TOKENS
+    )
     hacc_margin: float = setting(0.05, "mean rewards closer than this are equal in Eq. 13")
 
 
-EVAL_ON_LAB = {"eval_domain": "maths", "eval_num_generations": 8, "max_completion_length": 64}
+EVAL_ON_LAB = {
+    "eval_domain": "maths", "eval_num_generations": 8, "eval_max_completion_length": 64,
+}  # fmt: skip
 
 
 @dataclass
@@ -367,6 +387,7 @@ class EvalSettings(EvalOptions):
     output_dir: str | None = setting(None, "folder for figures and responses; unset: not written")
     export: str = setting("none", "format for another evaluator", ("none", *report.EXPORTS))
     resume_from_checkpoint: bool = setting(False, "go on with an unfinished evaluation")
+    overwrite_output_dir: bool = setting(False, "start over: delete what one left in the folder")
     bf16: bool | None = setting(None, "compute in bf16; unset: on a GPU only")
     seed: int = setting(0, "seed of the sampling")
 
@@ -386,7 +407,9 @@ def answer(
     asked: Sequence[Asked],
     settings: EvalOptions,
     reward_model: RewardModel | None,
+    watch: Stopwatch,
     num_generations: int,
+    max_new_tokens: int,
     batch_size: int,
     temperature: float,
     top_p: float = 1.0,
@@ -396,13 +419,14 @@ def answer(
     groups = generate_as_completed(
         model, tokenizer, [a.prompt for a in asked],
         modes=[a.setup if a.setup in MODES else None for a in asked],
-        num_generations=num_generations, max_new_tokens=settings.max_completion_length,
+        num_generations=num_generations, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, seed=[a.seed for a in asked], batch_size=batch_size,
     )  # fmt: skip
     at_once = max(1, batch_size // num_generations)
     while part := list(itertools.islice(groups, at_once)):
         cases = [(asked[place].query, completion) for place, group in part for completion in group]
-        judged = iter(judge_all(cases, tokenizer, reward_model, settings.verifier))
+        with watch.phase("reward"):
+            judged = iter(judge_all(cases, tokenizer, reward_model, settings.verifier))
         yield from ((place, list(zip(group, judged))) for place, group in part)
 
 
@@ -418,9 +442,11 @@ def evaluate(
     setups: Sequence[Sequence[str]] | None = None,
     unfinished: Unfinished[Record] | None = None,
 ) -> list[Record]:
-    """Answer every query in both forced modes and freely; returns all ranks' records, in order.
+    """Answer every query in both forced modes and freely; returns all ranks' records, in order, but
+    without the texts, which nothing is computed from.
 
-    setups: others than these three, for each query. unfinished: earlier records, to be added to.
+    setups: others than these three, for each query. unfinished: where records are kept with their
+    texts; those that are there already are not made again.
     """
     done = unfinished.rows if unfinished else {}
     mine = runtime.share([q for q in range(len(queries)) if q not in done])
@@ -432,56 +458,35 @@ def evaluate(
             asked.append(Asked(queries[q], prompt, setup, mix_seed(seed, "eval", q, setup)))
     places = [q for q in mine for _ in setups[q]]  # of each of `asked`
     answers = answer(
-        model, tokenizer, asked, settings, reward_model, settings.eval_num_generations,
+        model, tokenizer, asked, settings, reward_model, Stopwatch("rest"),
+        settings.eval_num_generations, settings.eval_max_completion_length,
         settings.eval_batch_size, settings.eval_temperature, settings.eval_top_p,
     )  # fmt: skip
     judged: dict[int, dict[str, list[Judged]]] = {q: {} for q in mine}
-    records: list[tuple[int, Record]] = []
     model.eval()
-    with gathered(model), progress(None, description, total=len(mine), unit="query") as bar:
+    with (
+        runtime.apart(),
+        gathered(model),
+        progress(None, description, total=len(mine), unit="query") as bar,
+    ):
         for place, found in answers:
             q = places[place]
             judged[q][asked[place].setup] = [j for _, j in found]
             if len(judged[q]) == len(setups[q]):
-                responses = {setup: judged[q][setup] for setup in setups[q]}
-                records.append((q, Record(queries[q], responses)))
+                judged[q] = {setup: judged[q][setup] for setup in setups[q]}
                 if unfinished:
-                    unfinished.add(q, dataclasses.asdict(records[-1][1]))
+                    unfinished.add(q, dataclasses.asdict(Record(queries[q], judged[q])))
+                judged[q] = without_texts(judged[q])
                 bar.update()
     model.train()
-    return [record for _, record in sorted([*done.items(), *runtime.gather(records)])]
+    everything = {q: without_texts(record.responses) for q, record in done.items()}
+    everything |= dict(runtime.gather(list(judged.items())))
+    return [Record(query, everything[q]) for q, query in enumerate(queries)]
 
 
-# The settings of an evaluation that change none of its responses.
-FREE_IN_EVALUATION = (
-    "output_dir", "resume_from_checkpoint", "eval_batch_size", "export", "reward_batch_size",
-    "hacc_margin", "eval_domain",
-)  # fmt: skip
-
-
-def unfinished_records(
-    settings: EvalSettings, derived: dict[str, Any], queries: Sequence[Query], runtime: Runtime
-) -> Unfinished[Record] | None:
-    """The records that an unfinished evaluation left in `output_dir`, if it was this evaluation."""
-    if settings.output_dir is None:
-        return None
-    folder = Path(settings.output_dir)
-    unfinished = Unfinished(folder, "unfinished", runtime.rank, Record.from_row)
-    if unfinished.files and not settings.resume_from_checkpoint:
-        raise InputError(
-            f"{folder} holds an unfinished evaluation: go on with --resume_from_checkpoint, or "
-            "delete its unfinished-*.jsonl"
-        )
-    if unfinished.files:
-        recorded = cli.read_json(folder / "eval_settings.json")
-        recorded = {**recorded.get("settings", {}), **recorded.get("derived", {})}
-        wanted = {**dataclasses.asdict(settings), **derived}
-        wanted = {k: v for k, v in wanted.items() if k not in FREE_IN_EVALUATION}
-        cli.check_same(folder, recorded, wanted)
-    if any(not 0 <= i < len(queries) or r.query != queries[i] for i, r in unfinished.rows.items()):
-        raise InputError(f"{folder} holds an unfinished evaluation of other queries")
-    runtime.wait()
-    return unfinished
+def without_texts(responses: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
+    """What a record's figures are computed from."""
+    return {s: [dataclasses.replace(j, text="") for j in js] for s, js in responses.items()}
 
 
 def run_eval(settings: EvalSettings) -> None:
@@ -489,7 +494,7 @@ def run_eval(settings: EvalSettings) -> None:
     runtime = start(settings.bf16)
     queries = read_queries(settings.dataset_name)
     check_domain(queries, settings.eval_domain)
-    check_verifier(settings.verifier)
+    check_verifiers(settings.verifier, queries)
     asked = settings.modes.split(",")
     if unknown := set(asked) - {*MODES, "auto", "router"}:
         raise InputError(f"--modes {min(unknown)}: expected {', '.join(MODES)}, auto or router")
@@ -497,127 +502,90 @@ def run_eval(settings: EvalSettings) -> None:
         raise InputError("--export needs --output_dir, where to write")
     if settings.export in ("evalplus", "arena_hard") and not all(q.id for q in queries):
         raise InputError(f"--export {settings.export}: every row needs an id")
+    names = ("model", "reward_model", "classifier")
+    contents = {name: getattr(settings, name) for name in (f"{n}_name_or_path" for n in names)}
+    contents["dataset_name"] = settings.dataset_name
+    with contextlib.ExitStack() as stack:
+        run = None
+        if settings.output_dir:
+            run = stack.enter_context(Run(settings, runtime, contents, EVALUATION))
+        if run and run.finished:  # its figures may be asked for by another margin or domain
+            run.tell_that_it_is_finished()
+            rows = read_rows(run.folder / "responses.jsonl")
+            records = [Record.from_row(**row) for _, row in rows]
+        else:
+            records = evaluate_setups(settings, queries, asked, runtime, run)
+        result = results(records, settings.hacc_margin, settings.eval_domain)
+        if runtime.rank == 0:
+            report.show_evaluation(result, asked)
+        if run:
+            model_name = Path(settings.model_name_or_path).resolve().name
+            runtime.on_first(
+                lambda: report.write_evaluation(
+                    run.folder,
+                    run.finished,
+                    result,
+                    records,
+                    settings.export,
+                    asked[-1],
+                    model_name,
+                )
+            )
+            run.finish()
+
+
+def evaluate_setups(
+    settings: EvalSettings,
+    queries: Sequence[Query],
+    asked: Sequence[str],
+    runtime: Runtime,
+    run: Run | None,
+) -> list[Record]:
+    """Records with the setups that are `asked` for: on rank 0 of a run with their texts."""
     routed = [""] * len(queries)
     if "router" in asked:
         routed = classify.route(queries, settings.classifier_name_or_path)
     # The router's answers are those of the forced mode that it picks.
-    setups = [sorted({mode if setup == "router" else setup for setup in asked}) for mode in routed]
+    setups = [sorted({m if setup == "router" else setup for setup in asked}) for m in routed]
     reward_model = None  # queries without a definite answer need not be judged here
     if name := settings.reward_model_name_or_path:
-        batch_size = settings.reward_batch_size
-        reward_model = load_reward_model(name, batch_size, queries, runtime.device)
+        reward_model = load_reward_model(
+            name, settings.reward_batch_size, queries, runtime.device,
+            settings.offload_reward_model,
+        )  # fmt: skip
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
-    models = ("model_name_or_path", "reward_model_name_or_path", "classifier_name_or_path")
-    files = report.model_files([getattr(settings, name) for name in models])
-    derived = {"queries": len(queries), "model_files": files}
-    unfinished = unfinished_records(settings, derived, queries, runtime)
-    folder = unfinished.path.parent if unfinished else None
-    cli.announce("Evaluation", settings, derived, folder, "eval_settings.json")
+    derived, kept = {"queries": len(queries)}, None
+    if run:
+        run.begin("Evaluation", derived)
+        kept = Unfinished(run.folder, "unfinished", runtime, Record.from_row)
+    else:
+        announce("Evaluation", settings, derived)
     records = evaluate(
         model, tokenizer, queries, settings, runtime, "evaluation", settings.seed, reward_model,
-        setups, unfinished,
+        setups, kept,
     )  # fmt: skip
+    if kept and runtime.rank == 0:
+        whole = kept.read()
+        records = [whole[q] for q in range(len(queries))]
     for record, mode in zip(records, routed):
         responses = {**record.responses, "router": record.responses.get(mode, [])}
         record.responses = {setup: responses[setup] for setup in asked}
-    result = results(records, settings.hacc_margin, settings.eval_domain)
-    if runtime.rank > 0:
-        return
-    report.show_evaluation(result, asked)
-    if unfinished and folder:
-        cli.write_json(folder / "eval.json", result)
-        cli.write_rows(folder / "responses.jsonl", map(dataclasses.asdict, records))
-        if settings.export != "none":
-            model_name = Path(settings.model_name_or_path).resolve().name
-            report.export(settings.export, records, asked[-1], model_name, folder)
-        unfinished.remove()
+    return records
 
 
-# --------------------------------------------------------------------------- processes and sharding
+# -------------------------------------------------------------------------------------------- FSDP
 
 
-@dataclass
-class Runtime:
-    """Rank and device of this process, and the number of all processes."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    bf16: bool  # compute in bf16; parameters and optimizer state stay in fp32
-
-    def share(self, items: Sequence[Any]) -> list[Any]:
-        """This rank's items of a global list, which `gather` puts back in order."""
-        return list(items[self.rank :: self.world_size])
-
-    def gather(self, mine: list[Any]) -> list[Any]:
-        """The global list, on every rank, from each rank's `share` of it."""
-        if self.world_size == 1:
-            return mine
-        parts: list[list[Any]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(parts, mine)
-        n = self.world_size
-        return [parts[i % n][i // n] for i in range(sum(map(len, parts)))]
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
-
-    def max(self, value: int) -> int:
-        """The maximum over all ranks."""
-        values = torch.tensor(value, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(values, dist.ReduceOp.MAX)
-        return int(values)
-
-    def wait(self) -> None:
-        """Wait until every rank is here."""
-        if self.world_size > 1:
-            dist.barrier()
-
-
-def start(bf16: bool | None) -> Runtime:
-    """Join the processes that torchrun started, or be the only one. bf16 None: yes on a GPU."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cpu")
-    if cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-    bf16 = cuda if bf16 is None else bf16
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    backend = "nccl" if cuda else "gloo"
-    if not dist.is_initialized() and world_size > 1:
-        # One rank's rollout may take much longer than another's.
-        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
-    elif not dist.is_initialized() and bf16:  # fully_shard wants a group, even of one
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return Runtime(int(os.environ.get("RANK", "0")), world_size, device, bf16)
-
-
-def stop() -> None:
-    """Leave the process group. A process that torchrun started ends here; all files are written.
-
-    It leaves without Python's usual clean-up: a thread of gloo may still be releasing tensors of
-    the last collective, and with PyTorch 2.15 that aborts an interpreter that is shutting down.
-    """
-    if not dist.is_initialized():
-        return
-    several = dist.get_world_size() > 1
-    dist.destroy_process_group()
-    if several:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def shard(model: Transformer, runtime: Runtime, gradient_checkpointing: bool) -> Transformer:
+def shard(
+    model: Transformer, runtime: Runtime, gradient_checkpointing: bool = False, frozen: bool = False
+) -> Transformer:
     """Split parameters, gradients and optimizer state over the ranks, block by block (FSDP2).
 
-    Gradients are summed, not averaged, since the losses divide by global counts themselves. One
-    process in fp32 needs none of this, and keeps the plain module.
+    Gradients are summed, not averaged, since the losses divide by global counts themselves. A
+    frozen model has no backward pass, after which the rest of its parameters would be split again:
+    it does that after every forward pass. One process in fp32 keeps the plain module.
     """
+    model.requires_grad_(not frozen)
     for block in model.modules():
         if isinstance(block, Block):
             block.gradient_checkpointing = gradient_checkpointing
@@ -626,7 +594,9 @@ def shard(model: Transformer, runtime: Runtime, gradient_checkpointing: bool) ->
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if runtime.bf16 else {}
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)  # rotary angles stay fp32
     for module in (*model.model.layers, model):
-        sharded = fully_shard(module, mp_policy=policy)
+        sharded = fully_shard(
+            module, mesh=runtime.mesh, mp_policy=policy, reshard_after_forward=frozen or None
+        )
         sharded.set_gradient_divide_factor(1.0)
         if runtime.device.type == "cpu":
             sharded.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
@@ -766,7 +736,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, runtime: Runtime) -> 
         if not groups or (len(groups[-1]) + 1) * lengths[i] > max_tokens:
             groups.append([])
         groups[-1].append(i)
-    return groups + [[]] * (runtime.max(len(groups)) - len(groups))
+    return groups + [[]] * (int(runtime.max(len(groups))) - len(groups))
 
 
 def sum_gradients_last(policy: Transformer, groups: Sequence[list[int]]) -> Iterator[list[int]]:
@@ -793,19 +763,26 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def optimizer_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float
-) -> float:
-    """Clip the gradient to a global norm of `max_grad_norm` (0: any), and update the parameters;
-    returns the norm before clipping."""
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    max_grad_norm: float,
+    loss: Tensor,
+) -> tuple[float, bool]:
+    """Clip the gradient to a global norm of `max_grad_norm` (0: any), and update the parameters.
+
+    loss: of the whole update, on all ranks. Where it or the gradient is not finite, nothing is
+    updated, on any rank. Returns the norm before clipping, and whether there was an update.
+    """
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if not norm.isfinite():
-        raise InputError(f"the gradient norm is {norm.item()}: try a lower learning rate")
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
+    finite = bool(norm.isfinite() & loss.isfinite())
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
     optimizer.zero_grad()
-    return norm.item()
+    return norm.item(), finite
 
 
 def scheduled_rate(step: int, steps: int, settings: TrainOptions) -> float:
@@ -819,116 +796,41 @@ def scheduled_rate(step: int, steps: int, settings: TrainOptions) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-# The settings that a resumed run may change: they do not change the weights.
-FREE_TO_CHANGE = {
-    "output_dir": "the folder may have been moved",
-    "resume_from_checkpoint": "it is what resumes",
-    "report_to": "a second place for the log",
-    "save_steps": "how often, not what",
-    "logging_steps": "how often, not what",
-    "hacc_margin": "as all that begins with eval_, it concerns evaluations only",
-}
-
-
-def settings_that_change_weights(settings: TrainOptions) -> dict[str, Any]:
-    """The settings that must not change when a run is resumed."""
-    values = dataclasses.asdict(settings).items()
-    return {k: v for k, v in values if k not in FREE_TO_CHANGE and not k.startswith("eval_")}
-
-
-def save_checkpoint(
-    settings: TrainOptions,
-    step: int,
-    tokens_seen: int,
-    models: dict[str, Transformer],
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
-) -> None:
-    """Save all that is needed to go on after `step` steps, and delete the checkpoint before. There
-    is no random state: every random number is computed from the seed, the step and its place."""
-    folder = Path(settings.output_dir)
-    final, partial = folder / f"checkpoint-{step:06d}", folder / "checkpoint-partial"
-    if runtime.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    runtime.wait()
-    state = training_state(models, optimizer)
-    dcp.save(state, checkpoint_id=partial, no_dist=runtime.world_size == 1)
-    runtime.wait()
-    if runtime.rank == 0:
-        made_with = {"settings": settings_that_change_weights(settings)}
-        done = {"step": step, "tokens_seen": tokens_seen, **made_with}
-        cli.write_json(partial / "progress.json", done)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for path in set(folder.glob(CHECKPOINT)) - {final}:
-            shutil.rmtree(path)
-
-
-def training_state(models: dict[str, Transformer], optimizer: torch.optim.Optimizer) -> dict:
-    """The tensors of a checkpoint."""
-    policy, state = get_state_dict(models["policy"], optimizer)
-    others = {name: model.state_dict() for name, model in models.items() if name != "policy"}
-    return {"policy": policy, "optimizer": state, **others}
-
-
-def checkpoint_to_resume(settings: TrainOptions) -> Path | None:
-    """The newest checkpoint of the unfinished run in `output_dir`, if there is one. Raises
-    InputError unless the run is to be resumed, with settings that lead to the same weights."""
-    folder = Path(settings.output_dir)
-    newest = max(folder.glob(CHECKPOINT), default=None)  # a finished run leaves none
-    if newest and not settings.resume_from_checkpoint:
-        advice = f"go on with --resume_from_checkpoint, or delete {newest}"
-        raise InputError(f"{folder} holds an unfinished run: {advice}")
-    if newest:
-        recorded = cli.read_json(newest / "progress.json").get("settings", {})
-        cli.check_same(newest, recorded, settings_that_change_weights(settings))
-    return newest
-
-
-def load_checkpoint(
-    settings: TrainOptions,
-    models: dict[str, Transformer],
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
-) -> tuple[int, int]:
-    """Load the newest checkpoint of `output_dir`, if any; returns step and tokens seen, or 0."""
-    path = checkpoint_to_resume(settings)
-    if path is None:
-        return 0, 0
-    done, state = cli.read_json(path / "progress.json"), training_state(models, optimizer)
-    try:
-        dcp.load(state, checkpoint_id=path, no_dist=runtime.world_size == 1)
-    except (Exception, CheckpointException) as error:  # the latter is a BaseException
-        raise InputError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    policy, optim = state["policy"], state["optimizer"]
-    set_state_dict(models["policy"], optimizer, model_state_dict=policy, optim_state_dict=optim)
-    return done["step"], done["tokens_seen"]
-
-
 def load_policy(
-    folder: str | Path, runtime: Runtime, gradient_checkpointing: bool
+    folder: str | Path, runtime: Runtime, gradient_checkpointing: bool, **changes: Any
 ) -> tuple[Transformer, Tokenizer]:
-    """Load model and tokenizer, fit them to each other, and shard the model over the ranks."""
+    """Load model and tokenizer, fit them to each other, and shard the model over the ranks.
+
+    changes: fields of the model's configuration that shall be others.
+    """
     tokenizer = Tokenizer.from_pretrained(folder)
-    model = Transformer.from_pretrained(folder, device=runtime.device)
+    model = Transformer.from_pretrained(folder, device=runtime.device, **changes)
     model.fit_vocabulary(tokenizer)
     return shard(model, runtime, gradient_checkpointing), tokenizer
 
 
+def load_reference(folder: str | Path, tokenizer: Tokenizer, runtime: Runtime) -> Transformer:
+    """Load a model that is never trained, sharded, and in bf16 if we compute in bf16."""
+    dtype = torch.bfloat16 if runtime.bf16 else torch.float32
+    model = Transformer.from_pretrained(folder, dtype, runtime.device)
+    model.fit_vocabulary(tokenizer)
+    return shard(model, runtime, frozen=True)
+
+
+def warn_of_positions(model: Transformer, length: int, what: str) -> None:
+    """Warn where a context is longer than any that the model was made for."""
+    limit = model.config.max_position_embeddings
+    if length > limit and cli.is_main_process():
+        print(f"warning: {what} has up to {length} tokens, the model {limit} positions")
+
+
 def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
     """Write a folder that `transformers`, vLLM and our own commands load, in bf16 if we computed in
-    bf16. The weights are written last: if they exist, the folder is complete."""
+    bf16."""
     if runtime.rank == 0:
         tokenizer.save_pretrained(folder)
     model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)
     runtime.wait()
-
-
-def drop_checkpoints(folder: Path, runtime: Runtime) -> None:
-    """Delete the checkpoints of a finished run."""
-    if runtime.rank == 0:
-        for path in folder.glob(CHECKPOINT):
-            shutil.rmtree(path)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -942,4 +844,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    processes.run_command(main)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,10 +309,11 @@ class Transformer(nn.Module):
         for table in (
             (self.model.embed_tokens,) if tied else (self.model.embed_tokens, self.lm_head)
         ):
-            mean = table.weight[:first_added].mean(0)
+            mean = table.weight[:first_added].float().mean(0)
             missing = self.num_tokens - table.weight.shape[0]
             if missing > 0:
-                table.weight = nn.Parameter(torch.cat([table.weight, mean.expand(missing, -1)]))
+                rows = mean.to(table.weight.dtype).expand(missing, -1)
+                table.weight = nn.Parameter(torch.cat([table.weight, rows]))
             for row in tokenizer.added_ids:
                 table.weight[row] = mean
         self.config.vocab_size = self.model.embed_tokens.weight.shape[0]
@@ -329,16 +330,19 @@ class Transformer(nn.Module):
         folder: str | Path,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        **changes: Any,
     ) -> Transformer:
         """Load a Hugging Face model folder: one safetensors file, or shards with an index.
 
-        Raises InputError, with the names of file and tensor, for a tensor that is missing, unknown
-        or of another shape, and for a damaged file. Beside the model, no more than its largest
-        tensor is held in memory.
+        changes: fields of its configuration that shall be others.
+        Raises InputError, with the names of file and tensor, for a tensor that is missing, unknown,
+        of another shape or not finite, and for a damaged file. Beside the model, no more than its
+        largest tensor is held in memory.
         """
         folder = Path(folder)
+        config = replace(Config.from_pretrained(folder), **changes)
         with torch.device("meta"):
-            model = cls(Config.from_pretrained(folder)).to(dtype)
+            model = cls(config).to(dtype)
         state = model.state_dict()
         files = find_tensors(folder, {n: tuple(state[n].shape) for n in model.tensor_names()})
         model.to_empty(device=device)  # memory is taken only for what the files hold
@@ -347,6 +351,8 @@ class Transformer(nn.Module):
         for name, path in files.items():
             with safe_open(path, framework="pt") as file:  # closing it lets go of what was read
                 state[name].copy_(file.get_tensor(name))
+            if not torch.stack(state[name].aminmax()).isfinite().all():
+                raise InputError(f"{path}: {name} has numbers that are not finite")
         return model
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -568,8 +574,10 @@ def save_model(model: Transformer, folder: Path, dtype: torch.dtype | None) -> N
         shards[-1].append(name)
     files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     files = files if len(shards) > 1 else ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
+        index.unlink(missing_ok=True)  # before any shard that it names is replaced
         model.config.extra.pop("dtype", None)  # transformers computes in the dtype it finds here
         model.config.extra["torch_dtype"] = str(dtype).removeprefix("torch.")
         model.config.save_pretrained(folder)
@@ -583,8 +591,6 @@ def save_model(model: Transformer, folder: Path, dtype: torch.dtype | None) -> N
         if writes:
             save_tensors(tensors, folder / file)
     if writes:  # what an earlier model left in the folder must not be taken for this one's
-        index = folder / "model.safetensors.index.json"
-        index.unlink(missing_ok=True)
         if len(shards) > 1:
             weight_map = {name: file for file, names in zip(files, shards) for name in names}
             total = {"total_size": sum(sizes.values())}
@@ -598,6 +604,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.touch()  # with the rights of any new file: safetensors would make it private
     mode = partial.stat().st_mode
-    save_file(tensors, partial, metadata={"format": "pt"})
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(f"{path} cannot be written: {error}") from None
     partial.chmod(mode)
     os.replace(partial, path)

@@ -10,6 +10,10 @@ Shapes: R responses whose next tokens are drawn together, V vocabulary.
 
 from __future__ import annotations
 
+# First: Ctrl-C during the slow imports ends in one line, too.
+from data.cli import InputError, mix_seed, parse_settings, run_command, setting
+
+# isort: split
 import json
 import math
 import sys
@@ -26,7 +30,6 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from data.chat import chat, read_prompts
-from data.cli import InputError, mix_seed, parse_settings, run_command, setting
 from data.modes import MODES
 from data.tokenizer import SAMPLING, Messages, Tokenizer
 from model import KVCache, Transformer

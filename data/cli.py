@@ -8,11 +8,10 @@ import hashlib
 import json
 import math
 import os
+import socket
 import sys
-import time
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +32,16 @@ def mix_seed(*parts: int | str) -> int:
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
+
+def end_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ctrl-C before `run_command` has begun: while packages are imported."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, trace)
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+sys.excepthook = end_quietly
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -85,6 +94,12 @@ def parse_settings(
     given = vars(parser.parse_args(arguments))
     for f in dataclasses.fields(cls):
         value, low, high = given.get(f.name), f.metadata["minimum"], f.metadata["maximum"]
+        if isinstance(value, str) and not value:
+            raise InputError(f"--{f.name} is empty")
+        if isinstance(value, str) and (
+            "\0" in value or value != value.encode(errors="ignore").decode()
+        ):
+            raise InputError(f"--{f.name}: not a text in UTF-8")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
         if not (low <= value <= high and math.isfinite(value)):
@@ -99,29 +114,6 @@ def parse_bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
-
-
-def check_same(path: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise InputError if what is at `path` was made with other settings than are wanted now."""
-    for name, value in wanted.items():
-        if recorded.get(name) != value:
-            raise InputError(f"{path} was made with {name} = {recorded.get(name)}, not {value}")
-
-
-def announce(
-    name: str, settings: Any, derived: dict[str, Any], folder: Path | None, file: str
-) -> None:
-    """Print a run's settings, what is derived from them, and the versions; keep them in a file."""
-    if not is_main_process():
-        return
-    versions = {name: version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")}
-    values = {"settings": dataclasses.asdict(settings), "derived": derived, "versions": versions}
-    print(f"\n{name}")
-    for group, entries in values.items():
-        print(f"  {group}: " + ", ".join(f"{k}={v}" for k, v in entries.items()))
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / file, values)
 
 
 # ----------------------------------------------------------------------------------------- commands
@@ -139,22 +131,44 @@ def run_subcommand(prog: str, commands: dict[str, tuple[Any, ...]]) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; bad input becomes one line on standard error and exit code 2."""
+    """Run a command. Bad input becomes one line on standard error and exit code 2, Ctrl-C one line
+    and 130."""
+    code, line = 0, ""
     try:
         main()
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        time.sleep(0 if is_main_process() else 3)  # rank 0 first: then torchrun ends the others
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        code, line = 2, f"error: {error}"
+    except KeyboardInterrupt as stop:
+        code, line = getattr(stop, "code", 130), str(stop) or "interrupted"
+        line = line if os.environ.get("RANK", "0") == "0" else ""
+    if line:  # the exception is gone by now, and with it all progress bars that were open
+        print(f"{whoami()}{line}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            os._exit(code)  # without a clean-up that would wait for the other processes
+        sys.exit(code)
+
+
+def environment_number(name: str, default: int) -> int:
+    """A number that torchrun sets in the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"{name}={text}: expected a number, as torchrun sets it")
+    return int(text)
+
+
+def whoami() -> str:
+    """Rank and host, for a line of a process among several."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ""
+    return f"[rank {os.environ.get('RANK')} on {socket.gethostname()}] "
 
 
 def is_main_process() -> bool:
     """True on rank 0, and where there is only one process."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return environment_number("RANK", 0) == 0
 
 
 def progress(items: Any, description: str, **options: Any) -> tqdm:
@@ -183,11 +197,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_bytes(path: Path, contents: bytes) -> None:
     """Write a file at once: whoever opens it sees the old contents or the new, never half."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_bytes(contents)
     os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file at once."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_row(row: Any, file: IO[str]) -> None:

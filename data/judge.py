@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data.cli import InputError
+from data.cli import InputError, environment_number
 from data.modes import parse_response
 from data.rows import Query
 from data.tokenizer import Messages, Tokenizer
@@ -36,10 +36,21 @@ def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
     return verify(parse(f"${gold}$"), parse(prediction))
 
 
-def check_verifier(name: str) -> None:
-    """Raise InputError, before anything is computed, if a verifier is not installed."""
+def check_verifiers(name: str, queries: Sequence[Query]) -> None:
+    """Raise InputError or OSError, before anything is computed, if the verifier `name` is not
+    installed, or if the tests of `queries` cannot be run here."""
     if name == "math_verify":
         is_correct_by_math_verify("1", "1")
+    if any(query.tests for query in queries):
+        run_tests("", "pass")
+
+
+def programs_at_once() -> int:
+    """How many programs this process may judge at a time, of two processes each: its node's ranks
+    share the cores that they may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # there is none on macOS and Windows
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 2
+    return max(1, cores // 2 // environment_number("LOCAL_WORLD_SIZE", 1))
 
 
 VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}
@@ -98,12 +109,15 @@ def judge_all(
     The reward model sees only the answer, never reasoning or tags, so that it judges both modes
     alike. A malformed or unfinished response gets 0 unseen.
     """
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+    pool = ThreadPoolExecutor(programs_at_once())
+    try:
         programs = [pool.submit(judge, *c, tokenizer) if c[0].tests else None for c in cases]
         judged = [
             program.result() if program else judge(*case, tokenizer, verifier)
             for program, case in zip(programs, cases)
         ]
+    finally:
+        pool.shutdown(cancel_futures=True)  # at a signal, wait for no more than those at work
     if reward_model is None:
         return judged
     open_ended = [i for i, j in enumerate(judged) if not j.definite]
@@ -128,10 +142,13 @@ class RewardModel:
     process with fewer batches would leave the others waiting. bf16 on a GPU, else fp32.
     """
 
-    def __init__(self, folder: str | Path, batch_size: int, device: torch.device) -> None:
-        """Load a model folder. batch_size: how many conversations are judged at once."""
+    def __init__(
+        self, folder: str | Path, batch_size: int, device: torch.device, offload: bool = False
+    ) -> None:
+        """Load a model folder. batch_size: how many conversations are judged at once. offload: keep
+        the model in the CPU's memory while it does not judge."""
         config = Config.from_pretrained(folder)
-        self.batch_size, self.device = batch_size, device
+        self.batch_size, self.device, self.offload = batch_size, device, offload
         self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
         unfit = {
             "it has no score head": not config.score_head,
@@ -141,7 +158,8 @@ class RewardModel:
         if reasons := [reason for reason, found in unfit.items() if found]:
             raise InputError(f"{folder} cannot be the reward model: {reasons[0]}")
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.model = Transformer.from_pretrained(folder, dtype, device).eval()
+        where = "cpu" if offload else device
+        self.model = Transformer.from_pretrained(folder, dtype, where).eval()
 
     @torch.no_grad()
     def rewards(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
@@ -161,11 +179,14 @@ class RewardModel:
         if left_out := len(logits) - len(fitting):
             warnings.warn(f"{left_out} answers are too long for the reward model", stacklevel=2)
         fitting.sort(key=len)
+        self.model.to(self.device)
         for start in range(0, len(fitting), self.batch_size):
             batch = fitting[start : start + self.batch_size]
             ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True)  # (B, T)
             values = self.model(ids.to(self.device))[..., 0].tolist()
             logits |= {row: value[len(row) - 1] for row, value in zip(batch, values)}
+        if self.offload:
+            self.model.to("cpu")
         found = torch.tensor([logits[row] for row in rows], dtype=torch.float64)
         if found.isnan().any():
             raise InputError("the reward model's logits are not numbers: its weights are damaged")
@@ -173,8 +194,9 @@ class RewardModel:
 
 
 def load_reward_model(
-    folder: str | None, batch_size: int, queries: Sequence[Query], device: torch.device
-) -> RewardModel | None:
+    folder: str | None, batch_size: int, queries: Sequence[Query], device: torch.device,
+    offload: bool = False,
+) -> RewardModel | None:  # fmt: skip
     """The reward model in `folder`, or None if all `queries` have a definite answer.
 
     Raises InputError if one is needed and no folder is given.
@@ -187,4 +209,4 @@ def load_reward_model(
             f"{len(indefinite)} of {len(queries)} queries have neither an answer nor tests, first "
             f"{indefinite[0].prompt[-1]['content'][:60]!r}: give --reward_model_name_or_path"
         )
-    return RewardModel(folder, batch_size, device)
+    return RewardModel(folder, batch_size, device, offload)

@@ -3,10 +3,13 @@ exports, and the finished part of long work."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,9 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.cli import InputError, is_main_process, mix_seed, write_json, write_rows
+from data.cli import (
+    InputError,
+    is_main_process,
+    mix_seed,
+    read_json,
+    write_bytes,
+    write_json,
+    write_rows,
+)
 from data.judge import Judged
 from data.modes import MODES, NO_THINK, THINK, parse_response
+from data.processes import Runtime
 from data.rows import Query
 from data.verify_code import extract_code
 
@@ -103,9 +115,20 @@ def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
         print(level_bars(setups[-1], result, setups[-1]))
 
 
-def show_outcome(outcome: dict[str, Any], method: str, records: Sequence[Record]) -> None:
-    """Print table and bars before and after training, and three responses: to the easiest and the
-    hardest query of the headline domain, and to one of another domain."""
+def examples(records: Sequence[Record], domain: str | None) -> list[dict[str, str]]:
+    """Three free responses: to the easiest and the hardest query of the headline domain, and to one
+    of another domain."""
+    head = [r for r in records if domain is None or r.query.domain == domain]
+    head.sort(key=lambda record: (len(record.query.level), record.query.level))
+    other = [r for r in records if domain is not None and r.query.domain != domain] or head
+    return [
+        {"prompt": r.query.prompt[-1]["content"], "response": r.responses["auto"][0].text}
+        for r in (head[0], head[-1], other[0])
+    ]
+
+
+def show_outcome(outcome: dict[str, Any], method: str) -> None:
+    """Print table and bars before and after training, and a few responses."""
     hft, final, name = outcome["hft"], outcome[method], method.upper()
     rows = {
         "HFT forced think": hft["think"],
@@ -117,13 +140,10 @@ def show_outcome(outcome: dict[str, Any], method: str, records: Sequence[Record]
     print(results_table(rows))
     print(level_bars("HFT", hft))
     print(level_bars(name, final))
-    head = [r for r in records if r.query.domain == final["domain"]] or list(records)
-    head.sort(key=lambda record: (len(record.query.level), record.query.level))
-    other = [r for r in records if r.query.domain != final["domain"]] or head
     print(f"\nThree responses after {name}, freely sampled:")
-    for record in (head[0], head[-1], other[0]):
-        print(f"  {record.query.prompt[-1]['content']}")
-        print(f"    {record.responses['auto'][0].text}")
+    for example in final["examples"]:
+        print(f"  {example['prompt']}")
+        print(f"    {example['response']}")
 
 
 # ------------------------------------------------------------------------ what a training step logs
@@ -132,45 +152,127 @@ def show_outcome(outcome: dict[str, Any], method: str, records: Sequence[Record]
 TOTALS = ("loss", "tokens", "entropy", "kl", "sampler_kl", "clipped_low", "clipped_high")
 
 
+TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+EXAMPLES = 3  # queries whose responses are shown at a time
+
+
+def load_tracker(name: str) -> Any:
+    """The module that shows a log elsewhere, or None. Raises InputError if it is not installed."""
+    if name == "none":
+        return None
+    try:
+        return importlib.import_module(TRACKERS[name])
+    except ImportError:
+        raise InputError(f"--report_to {name}: pip install {name}") from None
+
+
 class Log:
-    """The figures of a run, written by rank 0: a JSON object a step in log.jsonl, TensorBoard."""
+    """What a run logs, written by rank 0: a JSON object a step in log.jsonl, a few responses in
+    completions.jsonl, and the same figures to TensorBoard, Weights & Biases, or Trackio."""
 
     def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
-        self.path = folder / "log.jsonl"
+        self.path, self.completions = folder / "log.jsonl", folder / "completions.jsonl"
         self.board: Any = None
+        self.tracker: Any = None
         if not is_main_process():
             return
-        earlier = []
-        if start_step and self.path.exists():  # drop what a killed run logged past its checkpoint
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            whole = [line for line in lines if line.endswith("}")]  # the last one may be half
-            earlier = [line for line in whole if json.loads(line)["step"] <= start_step]
-        self.path.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
+        for path in (self.path, self.completions):
+            forget_steps_after(start_step, path)
+        tracker = load_tracker(report_to)
         if report_to == "tensorboard":
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise InputError("--report_to tensorboard: pip install tensorboard") from None
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+            purge = start_step + 1
+            self.board = tracker.SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        elif tracker:
+            name = {"name": "-".join(folder.parts[-2:]), "resume": "allow"}
+            if report_to == "wandb":
+                name["id"] = f"{mix_seed(str(folder.resolve())):016x}"
+            self.tracker = tracker
+            tracker.init(project="lhrm", **name)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """Log the figures of a step."""
+        """Log the figures of a step. One that is no number becomes null: JSON has no NaN."""
         if not is_main_process():
             return
-        write_rows(self.path, [{"step": step, **figures}], "a")
-        for name, value in figures.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
+        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        write_rows(self.path, [{"step": step, **known}], "a")
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
+        if self.tracker:
+            self.tracker.log(figures, step=step)
+
+    def close(self) -> None:
+        """Let the trackers write what they hold back."""
+        if self.board:
+            self.board.close()
+        if self.tracker:
+            self.tracker.finish()
+
+    def write_examples(
+        self, step: int, examples: Sequence[dict[str, Any]], show: Callable[[str], Any]
+    ) -> None:
+        """Log a few queries with a response in each mode, and show them."""
+        if not is_main_process():
+            return
+        write_rows(self.completions, ({"step": step, **row} for row in examples), "a")
+        for row in examples:
+            show(f"step {step}: {shortened(row['prompt'])}")
+            for mode in MODES:
+                r = row[mode]
+                figures = [f"{name} {r[name]:.2f}" for name in ("reward", "a_intra", "a_inter")]
+                show(f"  {', '.join(figures)}: {shortened(r['response'])}")
 
 
-def step_times(began: float, sampled: float, num_tokens: int) -> dict[str, float]:
-    """Seconds of a step that ends now: in all, of sampling and judging, and of the update."""
-    seconds = time.perf_counter() - began
-    return {
-        "step_time": seconds,
-        "tokens_per_second": num_tokens / seconds,
-        "timing/rollout": sampled - began,
-        "timing/update": began + seconds - sampled,
-    }
+def shortened(text: str, length: int = 300) -> str:
+    """A text in one line, without its middle where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 2 :]}"
+
+
+def forget_steps_after(step: int, path: Path) -> None:
+    """Drop what a killed run logged past its checkpoint."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")[:-1]  # the last one may be half
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise InputError(f"{path}:{number}: damaged; delete this line") from None
+    write_bytes(path, b"".join(kept))
+
+
+class Stopwatch:
+    """Seconds by phase, since it was made. Those of a phase within another count once, for it."""
+
+    def __init__(self, *phases: str) -> None:
+        """phases: those that are logged, even where a rank has none of one; the first has begun."""
+        self.seconds = dict.fromkeys(phases, 0.0)
+        self.current, self.since = phases[0], time.perf_counter()
+
+    def switch(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self.since
+        self.current, self.since = phase, now
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        outer = self.current
+        self.switch(name)
+        try:
+            yield
+        finally:
+            self.switch(outer)
+
+    def figures(self, num_tokens: int, maximum: Callable[[float], float]) -> dict[str, float]:
+        """The logged times of a step that ends now, each by the slowest rank."""
+        self.switch(self.current)
+        seconds = maximum(sum(self.seconds.values()))
+        times = {"step_time": seconds, "tokens_per_second": num_tokens / seconds}
+        return times | {f"timing/{name}": maximum(s) for name, s in sorted(self.seconds.items())}
 
 
 def step_metrics(
@@ -234,7 +336,43 @@ def warn_of_collapse(step: int, metrics: dict[str, float], write: Callable[[str]
             write(f"warning: step {step}: under 2% of free responses would open with <{mode}>")
 
 
+def rollout_examples(
+    queries: Sequence[Query], judged: Sequence[Judged], intra: Tensor, inter: Tensor
+) -> list[dict[str, Any]]:
+    """A few queries with the first response in each mode, its reward, A_intra and A_inter.
+
+    judged: of all responses, as in a rollout. intra, inter: (B, 2, G).
+    """
+    each = intra.shape[-1]
+    examples: list[dict[str, Any]] = []
+    for i, query in enumerate(queries[:EXAMPLES]):
+        examples.append({"prompt": query.prompt[-1]["content"]})
+        for number, mode in enumerate(MODES):
+            j = judged[(i * len(MODES) + number) * each]
+            advantages = {
+                "a_intra": float(intra[i, number, 0]),
+                "a_inter": float(inter[i, number, 0]),
+            }
+            examples[-1][mode] = {"response": j.text, "reward": j.reward, **advantages}
+    return examples
+
+
 # ------------------------------------------------------------------------------- what goes to files
+
+
+def write_evaluation(
+    folder: Path, finished: bool, result: dict[str, Any], records: Sequence[Record], kind: str,
+    setup: str, model: str,
+) -> None:  # fmt: skip
+    """Write figures and responses of an evaluation, if it is not `finished`, or its figures are
+    others now; and export the responses of `setup` by a `model`."""
+    figures = folder / "eval.json"
+    if not finished or read_json(figures) != result:
+        write_json(figures, result)
+    if not finished:
+        write_rows(folder / "responses.jsonl", map(asdict, records))
+    if kind != "none":
+        export(kind, records, setup, model, folder)
 
 
 def export(kind: str, records: Sequence[Record], setup: str, model: str, folder: Path) -> None:
@@ -258,42 +396,37 @@ def export(kind: str, records: Sequence[Record], setup: str, model: str, folder:
         write_rows(folder / f"{kind}.jsonl", rows)
 
 
-def model_files(folders: Iterable[str | None]) -> list[list[Any]]:
-    """Name, size and time of the weights in some folders. Others mean that a model has changed."""
-    paths = [path for folder in folders if folder for path in Path(folder).glob("*.safetensors")]
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)]
-
-
 class Unfinished(Generic[T]):
     """The finished rows of long work, by number, on the disk as soon as they are there.
 
     Every process appends to its own file, {name}-{rank}.jsonl, and reads those of all: another
-    number of processes may go on. No process may add a row before all have read. parse: makes the
-    value of a row from its fields.
+    number of processes may go on. parse: makes the value of a row from its fields.
     """
 
-    def __init__(self, folder: Path, name: str, rank: int, parse: Callable[..., T]) -> None:
-        self.files = sorted(folder.glob(f"{name}-*.jsonl"))
-        self.path = folder / f"{name}-{rank}.jsonl"
-        self.rows: dict[int, T] = {}
-        for path in self.files:
+    def __init__(self, folder: Path, name: str, runtime: Runtime, parse: Callable[..., T]) -> None:
+        self.folder, self.name, self.parse = folder, name, parse
+        self.path = folder / f"{name}-{runtime.rank}.jsonl"
+        self.rows = self.read()
+        runtime.wait()
+        if self.path.exists():  # the end of a line that was cut short
+            with open(self.path, "r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+    def read(self) -> dict[int, T]:
+        """The rows of all processes."""
+        rows: dict[int, T] = {}
+        for path in sorted(self.folder.glob(f"{self.name}-*.jsonl")):
             lines = path.read_bytes().split(b"\n")[:-1]  # the last is cut short
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
-                    index = row.pop("index")
-                    self.rows[index] = parse(**row)
+                    if type(index := row.pop("index")) is not int:
+                        raise ValueError("an index is a number")
+                    rows[index] = self.parse(**row)
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise InputError(f"{path}:{number}: damaged; delete this line") from None
-        if self.path in self.files:
-            with open(self.path, "r+b") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
+        return rows
 
     def add(self, index: int, row: dict[str, Any]) -> None:
         """Keep a finished row."""
         write_rows(self.path, [{"index": index, **row}], "a")
-
-    def remove(self) -> None:
-        """Delete the rows of all processes."""
-        for path in self.path.parent.glob(self.path.name.rpartition("-")[0] + "-*.jsonl"):
-            path.unlink()

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data.cli import InputError, is_main_process, mix_seed, progress, read_json, write_json
+from data.cli import InputError, mix_seed, progress, read_json, write_json
 from data.modes import MODES, format_response, parse_response
 from data.tokenizer import ROLES, Messages, Tokenizer
 
@@ -249,24 +249,30 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 @contextlib.contextmanager
 def token_writer(
-    folder: Path, tokenizer: Tokenizer
+    folder: Path, tokenizer: Tokenizer, source: str = ""
 ) -> Iterator[Callable[[list[int], list[int]], None]]:
     """A function that writes a row's prompt and response ids into a new folder.
 
     tokens.bin has the ids of one row after the other, lengths.bin the lengths of prompt and
-    response, all uint32, little-endian. tokens.json says how many, and whose ids they are.
+    response, all uint32, little-endian. tokens.json says how many, whose ids they are, and what
+    they are made from: `source`, a hash of a file.
     """
     folder.mkdir()
-    count = Counter(rows=0, tokens=0)
+    count, contents = Counter(rows=0, tokens=0), hashlib.sha256()
     with open(folder / "tokens.bin", "wb") as tokens, open(folder / "lengths.bin", "wb") as lengths:
 
         def write(prompt: list[int], response: list[int]) -> None:
-            tokens.write(np.array([*prompt, *response], "<u4").tobytes())
-            lengths.write(np.array([len(prompt), len(response)], "<u4").tobytes())
+            for file, numbers in (
+                (tokens, [*prompt, *response]),
+                (lengths, [len(prompt), len(response)]),
+            ):
+                contents.update(written := np.array(numbers, "<u4").tobytes())
+                file.write(written)
             count.update(rows=1, tokens=len(prompt) + len(response))
 
         yield write
-    write_json(folder / "tokens.json", {**count, "tokenizer": fingerprint(tokenizer)})
+    made = {"tokenizer": fingerprint(tokenizer), "sha256": contents.hexdigest(), "source": source}
+    write_json(folder / "tokens.json", {**count, **made})
 
 
 class TokenizedRows:
@@ -313,24 +319,33 @@ Row = Sequence[list[int]]  # the token ids of a prompt, then of a response, or o
 Rows = Sequence[Row] | TokenizedRows
 
 
-def tokenize_rows(
-    path: str, tokenizer: Tokenizer, max_length: int, cache: Path, wait: Callable[[], None]
+def tokenize_rows(path: str, source: str, tokenizer: Tokenizer, cache: Path) -> None:
+    """Tokenize the HFT rows of a file into the folder `cache`, unless they are there already.
+
+    source: a hash of the file, by which to know that.
+    """
+    if (cache / "tokens.json").exists():
+        made = read_json(cache / "tokens.json")
+        if made.get("source") == source and made.get("tokenizer") == fingerprint(tokenizer):
+            return
+    shutil.rmtree(cache, ignore_errors=True)
+    with token_writer(cache, tokenizer, source) as write:
+        for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows"):
+            write(*encode_row(tokenizer, messages, text, where))
+
+
+def tokenized_rows(
+    path: str, source: str, tokenizer: Tokenizer, max_length: int, cache: Path, first: Callable
 ) -> TokenizedRows:
     """The HFT rows of a file, or of a folder of rows that data/prepare.py has tokenized.
 
-    The main process tokenizes a file into the folder `cache`, in place of what that held; then all
-    processes read it from there. `wait` lets each of them wait for the others.
+    source: a hash of these. `first` runs a function on the first process, which tokenizes a file
+    for all into the folder `cache`.
     """
     folder = Path(path)
     if not folder.is_dir():
         folder = cache
-        if is_main_process():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with token_writer(folder, tokenizer) as write:
-                for where, messages, text in progress(read_hft_rows(path), "reading", unit=" rows"):
-                    write(*encode_row(tokenizer, messages, text, where))
-        wait()
+        first(lambda: tokenize_rows(path, source, tokenizer, cache))
     rows = TokenizedRows(folder, tokenizer, max_length)
     if not len(rows):
         raise InputError(f"{path}: every row is longer than max_length")

@@ -39,7 +39,8 @@ from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 import hgpo  # noqa: E402
 import lhrm  # noqa: E402
 from data.modes import MODES  # noqa: E402
-from data.rows import Query, read_queries, row_length, tokenize_rows  # noqa: E402
+from data.rows import Query, read_queries, row_length, tokenized_rows  # noqa: E402
+from data.runs import Run  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import Config, Transformer  # noqa: E402
 from sample import generate  # noqa: E402
@@ -275,7 +276,7 @@ def hft(name: str, folder: Path, rounds: int, limits: dict[str, float]) -> None:
     tokenizer = Tokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as cache:
         path, tokens = str(LAB / "data" / "hft.jsonl"), Path(cache) / "tokens"
-        rows = tokenize_rows(path, tokenizer, 512, tokens, lambda: None)
+        rows = tokenized_rows(path, "", tokenizer, 512, tokens, RUNTIME.on_first)
         size, steps = (64, 10) if name == "lab" else (16, 1)
         batches = [[rows[i * size + j] for j in range(size)] for i in range(steps)]
     max_tokens = lhrm.HFT_ON_LAB["max_tokens_per_device"] if name == "lab" else 16384
@@ -289,7 +290,7 @@ def hft(name: str, folder: Path, rounds: int, limits: dict[str, float]) -> None:
             for part in lhrm.micro_batches(lengths, max_tokens, RUNTIME):
                 loss, *_ = lhrm.hft_batch_loss(model, [batch[i] for i in part], size)
                 loss.backward()
-            lhrm.optimizer_step(model, optimizer, 1e-4, 1.0)
+            lhrm.optimizer_step(model, optimizer, 1e-4, 1.0, loss.detach())
 
     work = {"lhrm": ours}
     if transformers:
@@ -309,7 +310,7 @@ def hft(name: str, folder: Path, rounds: int, limits: dict[str, float]) -> None:
                 mask = pad([[1] * len(row) for row in ids], 0)
                 out = peer(input_ids=pad(ids, 0), attention_mask=mask, labels=pad(labels, -100))
                 out.loss.backward()
-                lhrm.optimizer_step(peer, adamw, 1e-4, 1.0)
+                lhrm.optimizer_step(peer, adamw, 1e-4, 1.0, out.loss.detach())
 
         work["transformers"] = theirs
     times = {side: total / steps for side, total in in_turns(rounds, work).items()}
@@ -369,9 +370,12 @@ class HGPOStep:
                 output_dir=folder, max_steps=1, num_queries=16, num_generations=8,
                 max_completion_length=32, gradient_checkpointing=False, seed=random.randrange(99),
             )  # fmt: skip
-            save, lhrm.save_checkpoint = lhrm.save_checkpoint, lambda *_: None
-            hgpo.train(self.policy, self.reference, self.tokenizer, self.queries, settings, RUNTIME)
-            lhrm.save_checkpoint = save
+            with Run(settings, RUNTIME, {}) as one:
+                one.save = lambda: None
+                hgpo.train(
+                    self.policy, self.reference, self.tokenizer, self.queries, settings, RUNTIME,
+                    one,
+                )  # fmt: skip
             return json.loads((Path(folder) / "log.jsonl").read_text())["step_time"]
 
 

@@ -125,6 +125,7 @@ def hgpo_settings(lab_folder, output, **changes):
         "max_steps": 6,
         "learning_rate": 1e-3,
         "max_completion_length": 12,
+        "eval_max_completion_length": 12,
         **TINY_RUN,
         **changes,
     }
@@ -140,6 +141,7 @@ def baseline_settings(method, lab_folder, output, **changes):
         "batch_size": 4,
         "learning_rate": 1e-3,
         "max_completion_length": 24,
+        "eval_max_completion_length": 24,
         "logging_steps": 1,
         **TINY_RUN,
         "max_tokens_per_device": 64,
@@ -164,7 +166,8 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-TIMINGS = ("step_time", "tokens_per_second", "timing/rollout", "timing/update")
+TIMINGS = ["step_time", "tokens_per_second"]
+TIMINGS += [f"timing/{phase}" for phase in ("rollout", "reward", "wait", "update")]
 
 
 def bare_tokenizer(folder, size=40):

@@ -90,7 +90,8 @@ def main() -> None:
                 for name, gradient in expected.items():
                     torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
         optimizer = lhrm.make_optimizer(model, 0.0)
-        assert abs(lhrm.optimizer_step(model, optimizer, 1e-3, 1.0) - norm) < 1e-3 * norm
+        actual_norm, updated = lhrm.optimizer_step(model, optimizer, 1e-3, 1.0, norm)
+        assert updated and abs(actual_norm - norm) < 1e-3 * norm
         with lhrm.gathered(model):  # ranks leave the decoding loop at different times
             for _ in range(1 + 5 * runtime.rank):
                 model(torch.tensor([[1, 2, 3]]))

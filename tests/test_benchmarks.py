@@ -119,7 +119,7 @@ def test_one_run_evaluates_every_benchmark(lab_folder, tmp_path):
         output_dir=str(tmp_path),
         modes="auto,router",
         eval_num_generations=1,
-        max_completion_length=2,
+        eval_max_completion_length=2,
         export="evalplus",
         bf16=False,
     )

@@ -162,7 +162,7 @@ def test_smollm2_is_evaluated_on_gsm8k(tmp_path):
         output_dir=str(tmp_path / "out"),
         modes="think,no_think,auto,router",
         eval_num_generations=1,
-        max_completion_length=96,
+        eval_max_completion_length=96,
         bf16=False,
     )
     lhrm.run_eval(settings)

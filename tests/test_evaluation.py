@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import few_rows, run
+from conftest import few_rows, run, tiny_model
 
 import lhrm
 from data import classify, judge, report
@@ -25,10 +26,17 @@ def settings(lab_folder, tmp_path):
         dataset_name=str(few_rows(lab_folder, tmp_path, "test")),
         output_dir=str(tmp_path / "out"),
         eval_num_generations=2,
-        max_completion_length=8,
+        eval_max_completion_length=8,
         modes="think,no_think,auto,router",
         bf16=False,
     )
+
+
+def unfinish(folder, *lines):
+    """Leave a finished evaluation as if it had been stopped after so many lines."""
+    path = folder / "eval_settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "unfinished"}))
+    (folder / "unfinished-0.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
 def responses(folder):
@@ -198,6 +206,7 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
         add(self, index, row)
 
     settings.eval_batch_size = 16  # two queries
+    settings.overwrite_output_dir = True
     monkeypatch.setattr(report.Unfinished, "add", stopping)
     with pytest.raises(KeyboardInterrupt):
         run_eval(settings)
@@ -207,7 +216,8 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
     assert len(lines) == 4
     (out / "unfinished-7.jsonl").write_text(lines[3])  # of a process that is no more
     kept.write_text("".join(lines[:3]) + lines[3][:40])  # cut in mid-line
-    with pytest.raises(InputError, match="holds an unfinished evaluation: go on with"):
+    settings.overwrite_output_dir = False
+    with pytest.raises(InputError, match="holds an unfinished run: --resume_from_checkpoint goes"):
         run_eval(settings)
     settings.resume_from_checkpoint = True
     drawn = []
@@ -222,15 +232,16 @@ def test_a_stopped_evaluation_goes_on_with_any_number_of_processes(settings, tmp
     }
 
 
-def test_an_evaluation_does_not_go_on_with_another_model(settings, lab_folder, tmp_path):
+def test_an_evaluation_does_not_go_on_with_another_model(settings, lab_folder, tokenizer, tmp_path):
     settings.model_name_or_path = str(shutil.copytree(lab_folder / "base", tmp_path / "model"))
     run_eval(settings)
-    (tmp_path / "out" / "unfinished-0.jsonl").write_text("")
+    unfinish(tmp_path / "out")
     settings.resume_from_checkpoint = True
+    os.utime(tmp_path / "model" / "model.safetensors")  # it is the contents that count
     run_eval(settings)
-    (tmp_path / "out" / "unfinished-0.jsonl").write_text("")
-    os.utime(tmp_path / "model" / "model.safetensors")
-    with pytest.raises(InputError, match="made with model_files"):
+    unfinish(tmp_path / "out")
+    tiny_model(vocab_size=len(tokenizer), seed=1).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="made with another model_name_or_path: the contents"):
         run_eval(settings)
 
 
@@ -238,16 +249,19 @@ def test_a_line_cut_inside_a_character_is_answered_again(settings, tmp_path):
     settings.modes = "auto"
     run_eval(settings)
     whole = responses(tmp_path / "out")
+    unfinish(tmp_path / "out")
     (tmp_path / "out" / "unfinished-0.jsonl").write_bytes(b'{"index": 0, "query": "\xc3')
     settings.resume_from_checkpoint = True
     run_eval(settings)
     assert responses(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("line", ["garbage", '{"index": 0}', "[1]", "[" * 100_000])
+@pytest.mark.parametrize(
+    "line", ["garbage", '{"index": 0}', '{"index": [0]}', "[1]", "[" * 100_000]
+)
 def test_a_damaged_line_of_an_unfinished_evaluation_is_named(line, settings, tmp_path):
     run_eval(settings)
-    (tmp_path / "out" / "unfinished-0.jsonl").write_text(line + "\n")
+    unfinish(tmp_path / "out", line)
     settings.resume_from_checkpoint = True
     with pytest.raises(InputError, match="unfinished-0.jsonl:1: damaged"):
         run_eval(settings)
@@ -259,16 +273,20 @@ def test_a_damaged_line_of_an_unfinished_evaluation_is_named(line, settings, tmp
         ({"seed": 1}, "made with seed = 0, not 1"),
         ({"eval_temperature": 1.0}, "made with eval_temperature"),
         ({"modes": "auto"}, "made with modes"),
-        ({}, "other queries"),
+        ({"dataset_name": "ROWS"}, "made with another dataset_name: the contents of"),
     ],
 )
 def test_an_evaluation_goes_on_only_as_it_began(change, message, settings, tmp_path):
+    rows = Path(settings.dataset_name)
     run_eval(settings)
     (first, *_) = (tmp_path / "out" / "responses.jsonl").read_text().splitlines()
     row = {"index": 1, **json.loads(first)}
-    (tmp_path / "out" / "unfinished-0.jsonl").write_text(json.dumps(row) + "\n")
+    unfinish(tmp_path / "out", json.dumps(row))
     for name, value in {**change, "resume_from_checkpoint": True}.items():
         setattr(settings, name, value)
+    if settings.dataset_name == "ROWS":
+        settings.dataset_name = str(tmp_path / "fewer.jsonl")
+        (tmp_path / "fewer.jsonl").write_text("\n".join(rows.read_text().splitlines()[:9]))
     with pytest.raises(InputError, match=message):
         run_eval(settings)
 
@@ -277,14 +295,13 @@ def test_two_processes_go_on_where_one_was(settings, tmp_path):
     run_eval(settings)
     out = tmp_path / "out"
     whole = responses(out)
-    lines = [json.dumps({"index": i, **whole[i]}) + "\n" for i in (0, 3, 4)]
-    (out / "unfinished-0.jsonl").write_text("".join(lines))
+    unfinish(out, *(json.dumps({"index": i, **whole[i]}) for i in (0, 3, 4)))
     (out / "responses.jsonl").unlink()
     given = {
         name: getattr(settings, name)
         for name in ("model_name_or_path", "dataset_name", "output_dir", "eval_num_generations")
     }
-    given |= {"max_completion_length": 8, "modes": settings.modes, "bf16": "false"}
+    given |= {"eval_max_completion_length": 8, "modes": settings.modes, "bf16": "false"}
     command = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
     run("lhrm.py", "eval", *command, "--resume_from_checkpoint", processes=2)
     assert responses(out) == whole and not list(out.glob("unfinished*"))

@@ -344,7 +344,7 @@ def test_a_step_sums_up_its_tokens_and_those_that_eq11_clips():
     rollout = hgpo.Rollout([], [], [], REWARDS, REWARDS, old - 0.1, old, now.log_probs + 0.2)
     where = ([0, 1], slice(3))
     totals = hgpo.update_totals(torch.tensor(0.25), now, rollout, where, advantages, 0.2)
-    kl, sampler_kl = 5 * (math.exp(0.2) - 1.2), 5 * (math.exp(-0.1) - 0.9)
+    kl, sampler_kl = 5 * (math.exp(0.2) - 1.2), 5 * (math.exp(0.1) - 1.1)
     expected = {
         "loss": 0.25, "tokens": 5, "entropy": 2.5, "kl": kl, "sampler_kl": sampler_kl,
         "clipped_low": 2, "clipped_high": 1,

@@ -366,7 +366,7 @@ def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_
 def test_an_evaluation_judges_each_query_in_its_own_way(judged_world, tmp_path):
     settings = lhrm.EvalSettings(
         model_name_or_path=str(judged_world.policy), dataset_name=str(judged_world.rows),
-        reward_model_name_or_path=str(judged_world.judge), max_completion_length=24,
+        reward_model_name_or_path=str(judged_world.judge), eval_max_completion_length=24,
         output_dir=str(tmp_path), bf16=False,
     )  # fmt: skip
     lhrm.run_eval(settings)

@@ -206,7 +206,10 @@ def test_the_gradient_is_clipped_to_a_global_norm_which_is_returned():
         torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
         layer.weight.grad, layer.bias.grad = torch.tensor([[6.0, 0.0]]), torch.tensor([8.0])
         optimizer = torch.optim.SGD(layer.parameters(), lr=99.0)
-        assert optimizer_step(layer, optimizer, 0.5, max_norm) == pytest.approx(10)
+        assert optimizer_step(layer, optimizer, 0.5, max_norm, torch.zeros(())) == (
+            pytest.approx(10),
+            True,
+        )
         torch.testing.assert_close(layer.weight.data, torch.tensor([[-6.0 * step, 0.0]]))
         torch.testing.assert_close(layer.bias.data, torch.tensor([-8.0 * step]))
         assert layer.weight.grad is None

@@ -17,7 +17,7 @@ from data import prepare
 from data.classify import Rules
 from data.cli import InputError
 from data.prepare import Evaluation, PrepareSettings, Report
-from data.rows import TokenizedRows, encode_row, read_hft_rows, read_queries, tokenize_rows
+from data.rows import TokenizedRows, encode_row, read_hft_rows, read_queries, tokenized_rows
 from data.sources import Example
 
 WORDS = ["".join(random.Random(i).choices("abcdefghij", k=6)) for i in range(3000)]
@@ -382,7 +382,8 @@ def test_the_rows_are_what_hft_reads_and_the_tokens_are_theirs(prepared, tokeniz
 def test_where_no_row_fits_the_error_names_what_the_user_named(name, prepared, tokenizer, tmp_path):
     _, _, folder = prepared
     with pytest.raises(InputError, match=f"{name}: every row is longer than max_length"):
-        tokenize_rows(str(folder / name), tokenizer, 2, tmp_path / "cache", lambda: None)
+        cache = tmp_path / "cache"
+        tokenized_rows(str(folder / name), "", tokenizer, 2, cache, lambda work: work())
 
 
 def test_hft_on_tokenized_rows_is_hft_on_the_rows(prepared, lab_folder, tmp_path):

@@ -29,6 +29,7 @@ from conftest import (
 import hgpo
 import lhrm
 import sample
+from data import runs
 from data.cli import InputError, mix_seed, run_command
 from data.judge import judge
 from data.modes import MODES
@@ -207,12 +208,12 @@ def test_alg1_every_query_of_every_step_has_a_seed_of_its_own():
 
 def test_without_beta_no_reference_model_is_loaded(lab_folder, tmp_path, monkeypatch):
     loaded = []
-    load = lhrm.load_policy
-    monkeypatch.setattr(lhrm, "load_policy", lambda *a: loaded.append(a) or load(*a))
+    load = lhrm.load_reference
+    monkeypatch.setattr(lhrm, "load_reference", lambda *a: loaded.append(a) or load(*a))
     hgpo.run(hgpo_settings(lab_folder, tmp_path / "a", max_steps=1, beta=0.0))
-    assert len(loaded) == 1
+    assert len(loaded) == 0
     hgpo.run(hgpo_settings(lab_folder, tmp_path / "b", max_steps=1))
-    assert len(loaded) == 3
+    assert len(loaded) == 1
 
 
 def test_alg1_the_reference_follows_the_policy_every_m_steps(lab_folder, tmp_path):
@@ -234,7 +235,7 @@ def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(la
     scores = lhrm.score_responses(policy, [[1, 2]], [[3, 4, 5]])
     assert scores.log_probs.dtype == torch.float32
     (-scores.log_probs.sum()).backward()
-    lhrm.optimizer_step(policy, optimizer, 1e-6, 1.0)
+    lhrm.optimizer_step(policy, optimizer, 1e-6, 1.0, scores.log_probs.sum().detach())
     moved = 0
     for name, parameter in policy.named_parameters():
         assert parameter.dtype == torch.float32
@@ -306,7 +307,7 @@ def test_a_checkpoint_is_saved_every_save_steps_and_at_the_end(
     name, polite, lab_folder, tmp_path, monkeypatch
 ):
     saved = []
-    monkeypatch.setattr(lhrm, "save_checkpoint", lambda settings, step, *_: saved.append(step))
+    monkeypatch.setattr(runs.Run, "save", lambda run: saved.append(run.step))
     train, make_settings = RUNS[name]
     changes = {"save_steps": 2, "max_steps": 5, "model_name_or_path": str(polite)}
     if name != "hft":
@@ -323,11 +324,11 @@ def test_responses_are_sampled_once_and_only_what_is_missing_after_a_kill(
     changes = {"model_name_or_path": str(polite), "dataset_name": str(rows), "max_steps": 2}
     changes |= {"rollout_batch_size": 1}  # saved every 16 responses, which is four queries
     settings = baseline_settings(method, lab_folder, tmp_path / "run", **changes)
-    sample, asked = hgpo.sample_responses, []
+    sample, asked, path = hgpo.sample_responses, [], None
 
     def count(policy, tokenizer, queries, *rest):
         asked.extend(queries)
-        if len(asked) == 8:
+        if len(asked) == 8 and path is None:
             raise KeyboardInterrupt
         return sample(policy, tokenizer, queries, *rest)
 
@@ -340,13 +341,19 @@ def test_responses_are_sampled_once_and_only_what_is_missing_after_a_kill(
         file.write('{"index": 4, "pro')  # as a kill in the middle of a line leaves it
     hgpo.run(settings)
     assert len(asked) == 8 + 6  # four queries of the eight are asked again
-    hgpo.run(settings)  # a finished run starts over, from the same samples
-    assert len(asked) == 14
-    hgpo.run(dataclasses.replace(settings, temperature=0.5))
-    assert len(asked) == 24  # samples at another temperature are others
+
+    def asked_anew(**changes):
+        """As if the run had been killed once more, after its sampling."""
+        for name in ("settings.json", "model.safetensors"):
+            (tmp_path / "run" / name).unlink()
+        asked.clear()
+        hgpo.run(dataclasses.replace(settings, **changes))
+        return len(asked)
+
+    assert asked_anew(learning_rate=2e-3) == 0
+    assert asked_anew(temperature=0.5) == 10  # samples at another temperature are others
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[1:]))
-    hgpo.run(settings)
-    assert len(asked) == 33  # and so are those of other queries
+    assert asked_anew() == 9  # and so are those of other queries
 
 
 def test_a_baseline_without_any_row_to_learn_from_says_so(lab_folder, tmp_path):
@@ -363,10 +370,10 @@ def test_a_run_killed_in_its_last_evaluation_trains_no_step_again(
     settings = hgpo_settings(lab_folder, tmp_path / "run", max_steps=2, eval_dataset_name=rows)
     evaluate = lhrm.evaluate
 
-    def die_after_training(*args):
+    def die_after_training(*args, **options):
         if (tmp_path / "run" / "model.safetensors").exists():
             raise KeyboardInterrupt
-        return evaluate(*args)
+        return evaluate(*args, **options)
 
     monkeypatch.setattr(lhrm, "evaluate", die_after_training)
     with pytest.raises(KeyboardInterrupt):
@@ -386,20 +393,11 @@ def test_a_run_goes_on_only_with_the_settings_it_was_made_with(lab_folder, tmp_p
     monkeypatch.setattr(lhrm, "save_policy", lambda *_: sys.exit(9))
     with pytest.raises(SystemExit):
         lhrm.hft(settings)
-    changed = dataclasses.replace(settings, learning_rate=2e-3, resume_from_checkpoint=True)
+    changed = dataclasses.replace(settings, weight_decay=0.5, resume_from_checkpoint=True)
     recorded = (tmp_path / "settings.json").read_text()
-    with pytest.raises(InputError, match="was made with learning_rate = 0.001, not 0.002"):
+    with pytest.raises(InputError, match="was made with weight_decay = 0.0, not 0.5"):
         lhrm.hft(changed)
     assert (tmp_path / "settings.json").read_text() == recorded
-    damaged = tmp_path / "checkpoint-000006" / ".metadata"
-    damaged.write_bytes(b"?")
-    with pytest.raises(InputError, match="cannot be read"):
-        lhrm.hft(dataclasses.replace(settings, resume_from_checkpoint=True))
-
-
-def test_a_gradient_that_is_not_a_number_stops_the_run(lab_folder, tmp_path):
-    with pytest.raises(InputError, match="gradient norm is"):
-        lhrm.hft(hft_settings(lab_folder, tmp_path, learning_rate=1e30))
 
 
 def test_a_stop_token_inside_a_response_is_refused(lab_folder, tmp_path):
@@ -556,7 +554,7 @@ def test_two_ranks_end_where_one_does(command, batch, polite, lab_folder, tmp_pa
 def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path, monkeypatch):
     rows = few_rows(lab_folder, tmp_path, "test")
     settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
-    settings += ["--max_completion_length", 12]
+    settings += ["--eval_max_completion_length", 12]
     folders = run_in_two_ranks_and_in_this_process(
         "lhrm.py", ["eval"], settings, tmp_path, monkeypatch
     )
@@ -614,20 +612,6 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert exit.value.code == 2
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
-
-
-def test_an_error_that_only_another_rank_meets_is_printed_too(monkeypatch, capsys):
-    def fail():
-        raise InputError("row 4 is bad")
-
-    waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit):
-            run_command(fail)
-    assert waits == [0, 3]  # time for rank 0 to say it, and for torchrun to end this one
-    assert capsys.readouterr().err == "error: row 4 is bad\n" * 2
 
 
 def test_a_command_itself_exits_with_code_2_and_no_traceback():

@@ -1,0 +1,411 @@
+"""The folder of a run: whose it is, what it holds, how far it is, and how it goes on.
+
+settings.json (of an evaluation, eval_settings.json) says what the folder holds. Its `status` is
+"unfinished" from the beginning, and "finished" when all else has been written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from data import cli
+from data.cli import InputError
+from data.processes import SIGNALS, Runtime, Stopped
+
+CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
+MAX_SKIPPED = 5  # updates in a row that are left out before a run gives up
+MAY_CHANGE = ("learning_rate", "max_grad_norm", "max_steps")  # when resuming; it is recorded
+
+
+class Kind(NamedTuple):
+    """What training and evaluations leave in a folder."""
+
+    file: str  # that says what the folder holds
+    progress: str  # that an unfinished run goes on from
+    written: tuple[str, ...]  # all else, which --overwrite_output_dir deletes
+    free: tuple[str, ...]  # settings that may change when it goes on: they change no result
+
+
+TRAINING = Kind(
+    "settings.json", CHECKPOINT,
+    ("model*.safetensors", "model.safetensors.index.json", CHECKPOINT, "checkpoint-partial",
+     "log.jsonl", "tensorboard", "completions.jsonl", "results.json", "samples-*.jsonl",
+     "evaluated-*.jsonl", "not-finite-*.jsonl", "hft_tokens", ".deleted-*"),
+    ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "hacc_margin",
+     "log_completions", "logging_steps", "save_steps", "save_total_limit",
+     "eval_dataset_name", "eval_steps", "eval_domain", "eval_num_generations", "eval_temperature",
+     "eval_top_p", "eval_batch_size", "eval_max_completion_length",
+     # From here on: equal but for rounding. They are the remedy where memory was short.
+     "max_tokens_per_device", "rollout_batch_size", "reward_batch_size", "gradient_checkpointing",
+     "offload_reward_model", "hsdp"),
+)  # fmt: skip
+EVALUATION = Kind(
+    "eval_settings.json", "unfinished-*.jsonl",
+    ("eval.json", "responses.jsonl", "unfinished-*.jsonl", "alpaca_eval.json", "evalplus.jsonl",
+     "arena_hard.jsonl", ".deleted-*"),
+    ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "export", "hacc_margin",
+     "eval_domain", "eval_batch_size", "reward_batch_size", "offload_reward_model"),
+)  # fmt: skip
+# Files that decide what a model, a classifier or tokenized rows are, beside *.safetensors.
+IDENTITY = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.json", "chat_template.jinja", "classifier.json", "tokens.json",
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------- files and folders
+
+
+def digest(paths: str) -> str:
+    """A hash of the contents of files, with commas between, or of what matters in a folder."""
+    total = hashlib.sha256()
+    for path in map(Path, paths.split(",")):
+        files = [path]
+        if path.is_dir():
+            files = [p for p in path.iterdir() if p.suffix == ".safetensors" or p.name in IDENTITY]
+        for file in sorted(files):
+            total.update(f"{file.name if path.is_dir() else ''}\0".encode())
+            with open(file, "rb") as opened:
+                while part := opened.read(2**20):
+                    total.update(part)
+    return total.hexdigest()
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder. It gets another name first, so that what a kill leaves of it is
+    not taken for the whole."""
+    if not path.is_dir():
+        return path.unlink(missing_ok=True)
+    gone = path
+    if not path.name.startswith(".deleted-"):
+        gone = path.with_name(f".deleted-{path.name}-{secrets.token_hex(4)}")
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def announce(title: str, settings: Any, derived: dict[str, Any]) -> dict[str, Any]:
+    """Print and return a run's settings, what follows from them, and versions."""
+    names = ("torch", "tokenizers", "safetensors", "numpy")
+    shown = {"settings": dataclasses.asdict(settings), "derived": derived}
+    shown |= {"versions": {name: version(name) for name in names}}
+    if cli.is_main_process():
+        print(f"\n{title}")
+        for group, entries in shown.items():
+            print(f"  {group}: " + ", ".join(f"{k}={v}" for k, v in entries.items()))
+    return shown
+
+
+class Lock:
+    """A file that one process at a time can hold. The system takes it from a process that ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.token = path, secrets.token_hex(8)
+        try:
+            import fcntl
+        except ImportError:  # on Windows two runs in a folder are not told apart
+            self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+        else:
+            while True:
+                self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+                try:
+                    fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.path.samestat(os.fstat(self.file.fileno()), path.stat()):
+                        break
+                except BlockingIOError:
+                    self.file.close()
+                    raise InputError(f"{path.parent}: another run is at work here") from None
+                except FileNotFoundError:  # its last holder has just released it
+                    self.file.close()
+        self.file.truncate(0)
+        self.file.write(self.token)
+        self.file.flush()
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self.file.close()
+
+
+# ---------------------------------------------------------------------------------------- a run
+
+
+class Run:
+    """A run in its folder, which no other run may use until `close`.
+
+    contents: paths of what it is made from, by the names of their settings. When a run goes on,
+    these are compared by content, and the other settings by value.
+    Raises InputError, on all ranks, where the folder holds something else, where another run is at
+    work in it, and where a rank sees another folder than rank 0.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        runtime: Runtime,
+        contents: Mapping[str, str | None],
+        kind: Kind = TRAINING,
+    ) -> None:
+        self.settings, self.runtime, self.kind = settings, runtime, kind
+        self.folder = Path(settings.output_dir)
+        self.record: dict[str, Any] = {"status": "unfinished"}
+        self.lock: Lock | None = None
+        self.step = self.saved_step = self.tokens_seen = 0
+        self.skipped_updates = self.skipped_in_a_row = 0
+        try:
+            found = runtime.on_first(lambda: self.claim({k: v for k, v in contents.items() if v}))
+            self.finished, self.contents, self.changes, self.newest, token = found
+            problems = runtime.gather([self.what_is_missing_here(token)])
+            if any(problems):
+                raise InputError(next(filter(None, problems)))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        if self.lock:
+            self.lock.release()
+        self.lock = None
+
+    def claim(self, contents: dict[str, str]) -> tuple[Any, ...]:
+        """Take the folder, on rank 0. Returns whether it holds this run, finished; the hashes of
+        `contents`; changes of settings so far; the newest checkpoint, if any; the lock's token."""
+        settings, folder, kind = self.settings, self.folder, self.kind
+        if settings.overwrite_output_dir and settings.resume_from_checkpoint:
+            both = "--overwrite_output_dir starts over, --resume_from_checkpoint goes on"
+            raise InputError(f"{both}: give one of them")
+        for name, path in contents.items():
+            if kind is TRAINING and Path(path).resolve() == folder.resolve():
+                raise InputError(f"--output_dir and --{name} are the same folder, {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = Lock(folder / f".{kind.file}.lock")
+        hashes = {name: digest(path) for name, path in contents.items()}
+        nothing: tuple[Any, ...] = (False, hashes, [], None, self.lock.token)
+        if settings.overwrite_output_dir:
+            return nothing
+        advice = "--overwrite_output_dir starts over"
+        said = folder / kind.file
+        record = cli.read_json(said) if said.exists() else {}
+        finished = record.get("status") == "finished"
+        progress = None if finished else max(folder.glob(kind.progress), default=None)
+        if progress and not settings.resume_from_checkpoint:
+            goes_on = "--resume_from_checkpoint goes on with it"
+            raise InputError(f"{folder} holds an unfinished run: {goes_on}, {advice}")
+        if finished or progress:
+            changes = self.compare(record, hashes, progress, "" if progress else f"; {advice}")
+            if finished:
+                for pattern in (kind.progress, ".deleted-*"):
+                    for left in folder.glob(pattern):
+                        delete(left)
+            return finished, hashes, changes, progress, self.lock.token
+        if kind is TRAINING and not record and any(folder.glob("model*.safetensors")):
+            raise InputError(f"{folder} holds a model that was not trained in it: {advice}")
+        return nothing
+
+    def compare(
+        self, record: dict[str, Any], hashes: dict[str, str], progress: Path | None, advice: str
+    ) -> list[dict[str, Any]]:
+        """All changes of settings since the run of `record` began. Raises InputError unless this
+        run has the same results but for these."""
+        path = self.folder / self.kind.file
+        old, made_from = record.get("settings"), record.get("contents")
+        changes = record.get("changes")
+        if not (
+            isinstance(old, dict) and isinstance(made_from, dict) and isinstance(changes, list)
+        ):
+            raise InputError(f"{path}: it does not say what the folder holds{advice}")
+        changed = {}
+        for name, value in dataclasses.asdict(self.settings).items():
+            if name in self.kind.free:
+                continue
+            was = old.get(name)
+            if name in hashes or name in made_from:
+                if made_from.get(name) != hashes.get(name):
+                    differ = f"the contents of {value} are not those of {was}"
+                    raise InputError(
+                        f"{self.folder} was made with another {name}: {differ}{advice}"
+                    )
+            elif was != value:
+                if name not in MAY_CHANGE or not progress:
+                    made = f"{self.folder} was made with {name} = {was}, not {value}"
+                    raise InputError(made + advice)
+                changed[name] = [was, value]
+        if changed and progress:
+            changes = [*changes, {"after_step": int(progress.name[-6:]), **changed}]
+        return changes
+
+    def what_is_missing_here(self, token: str) -> str | None:
+        """Why this rank cannot work in the folder that rank 0 works in."""
+        path = self.folder / f".{self.kind.file}.lock"
+        for _ in range(5):
+            with contextlib.suppress(OSError):
+                seen = self.newest is None or self.newest.exists()
+                if seen and path.read_text(encoding="utf-8") == token:
+                    return None
+            time.sleep(1)  # a network's file system may show a new file a little later
+        return f"{self.folder} is not the folder that rank 0 sees: it must be on a shared disk"
+
+    # ------------------------------------------------------------------------ beginning and end
+
+    def begin(self, title: str, derived: dict[str, Any]) -> None:
+        """Print settings, what follows from them, and versions; keep them in the folder, which from
+        now on holds this run."""
+        shown = announce(title, self.settings, derived)
+        self.record |= {**shown, "contents": self.contents, "changes": self.changes}
+        if cli.is_main_process():
+            for change in self.changes:
+                for name in change.keys() - {"after_step"}:
+                    old, new = change[name]
+                    print(f"  after step {change['after_step']}: {name}={new}, before {old}")
+
+        def write() -> None:
+            if self.settings.overwrite_output_dir:  # the first to go says what the rest is
+                for pattern in (self.kind.file, *self.kind.written):
+                    for path in self.folder.glob(pattern):
+                        delete(path)
+            cli.write_json(self.folder / self.kind.file, self.record)
+
+        self.runtime.on_first(write)
+
+    def tell_that_it_is_finished(self) -> None:
+        """Say why nothing is done."""
+        if cli.is_main_process():
+            print(f"{self.folder} holds this run, finished; --overwrite_output_dir starts over")
+
+    def finish(self) -> None:
+        """Say that the folder is whole, and delete what was needed only until then."""
+        if self.finished:
+            return
+
+        def write() -> None:
+            self.record["status"] = "finished"
+            cli.write_json(self.folder / self.kind.file, self.record)
+            for pattern in (self.kind.progress, "evaluated-*.jsonl", "hft_tokens", ".deleted-*"):
+                for path in self.folder.glob(pattern):
+                    delete(path)
+
+        self.runtime.wait()
+        self.runtime.on_first(write)
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def resume(self, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+        """Load the newest checkpoint into `models` ("policy" and others) and `optimizer`, if there
+        is one. Returns the number of steps that were made before it."""
+        self.models, self.optimizer = models, optimizer
+        if self.newest is None:
+            return 0
+        done = cli.read_json(self.newest / "progress.json")
+        counts: list[Any] = [done.get(n) for n in ("step", "tokens_seen", "skipped_updates")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise InputError(f"{self.newest / 'progress.json'}: damaged")
+        self.step, self.tokens_seen, self.skipped_updates = counts
+        self.saved_step = self.step
+        state = self.state()
+        with explained(self.newest, "read", "delete it to go on from the one before"):
+            dcp.load(state, checkpoint_id=self.newest, no_dist=self.runtime.world_size == 1)
+        set_state_dict(
+            models["policy"], optimizer, model_state_dict=state["policy"],
+            optim_state_dict=state["optimizer"],
+        )  # fmt: skip
+        return self.step
+
+    def state(self) -> dict[str, Any]:
+        """The tensors of a checkpoint."""
+        policy, optimizer = get_state_dict(self.models["policy"], self.optimizer)
+        others = {name: m.state_dict() for name, m in self.models.items() if name != "policy"}
+        return {"policy": policy, "optimizer": optimizer, **others}
+
+    def completed(self, step: int, num_tokens: int, last: bool) -> None:
+        """Count a step, and save it if it is time."""
+        self.step = step
+        self.tokens_seen += num_tokens
+        if last or step % self.settings.save_steps == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Save all that is needed to go on after this step; keep the last `save_total_limit`
+        checkpoints. There is no random state: every random number is computed from the seed, the
+        step and its place."""
+        partial = self.folder / "checkpoint-partial"
+        self.runtime.on_first(lambda: delete(partial))
+        with explained(partial, "written", "the checkpoints before it are whole"):
+            dcp.save(self.state(), checkpoint_id=partial, no_dist=self.runtime.world_size == 1)
+
+        def publish() -> None:
+            done = {"step": self.step, "tokens_seen": self.tokens_seen}
+            done |= {"skipped_updates": self.skipped_updates}
+            cli.write_json(partial / "progress.json", done)
+            partial.rename(self.folder / f"checkpoint-{self.step:06d}")
+            for path in sorted(self.folder.glob(CHECKPOINT))[: -self.settings.save_total_limit]:
+                delete(path)
+
+        self.runtime.wait()
+        self.runtime.on_first(publish)
+        self.saved_step = self.step
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Steps of training. A signal gives up the step at work, and what the step before it left
+        is saved: nothing changes a model before the end of a step's first update."""
+        with SIGNALS.hold():
+            try:
+                yield
+            except Stopped as stop:
+                if self.step > self.saved_step:
+                    self.save()
+                goes_on = "--resume_from_checkpoint goes on from there"
+                message = f"{self.folder}: stopped after step {self.step}: {goes_on}"
+                raise Stopped(stop.number, message) from None
+
+    def count_update(self, updated: bool, step: int, rows: Sequence[Any]) -> None:
+        """Count an update that was left out because its loss or gradient was not finite. Raises
+        InputError after MAX_SKIPPED in a row, and keeps this rank's rows of that step."""
+        self.skipped_in_a_row = 0 if updated else self.skipped_in_a_row + 1
+        self.skipped_updates += not updated
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            path = self.folder / f"not-finite-{step:06d}-{self.runtime.rank}.jsonl"
+            cli.write_rows(path, rows)
+            self.runtime.wait()
+            raise InputError(
+                f"loss or gradient was not finite {MAX_SKIPPED} times in a row; the last rows are "
+                f"in {path}. Go on from a checkpoint with a lower --learning_rate"
+            )
+
+
+@contextlib.contextmanager
+def explained(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Turn an error of torch.distributed.checkpoint, which may be a BaseException, into one line
+    that names its cause."""
+    try:
+        yield
+    except (Exception, CheckpointException) as error:
+        cause: BaseException = error
+        if isinstance(error, CheckpointException):
+            cause = next(iter(error.failures.values()))[0]
+        while cause.__context__ and not isinstance(cause, OSError):
+            cause = cause.__context__
+        first_line = f"{cause}".partition("\n")[0] or type(cause).__name__
+        raise InputError(f"{path} cannot be {what}: {first_line}; {advice}") from None
