@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import lhrm
-from data import processes, report
+from data import lab, processes, report
 from data.cli import InputError, mix_seed, progress, setting
 from data.judge import Judged, RewardModel, check_verifiers, load_reward_model
 from data.modes import MODES, NO_THINK
@@ -224,6 +224,7 @@ def rft_choices(rewards: Tensor, lengths: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------------------- settings
 
+MAX_COUNT = 2**16  # of queries a step, responses to a query, updates a step
 METHOD = ("Alg. 1 or a baseline of App. A; each has settings of its own", ("hgpo", "dpo", "rft"))
 
 
@@ -235,7 +236,9 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
     model_name_or_path: str | None = setting(None, "π_HFT, a model folder; unset: the lab")
     dataset_name: str | None = setting(None, "queries to train on, .jsonl or .jsonl.gz")
     eval_dataset_name: str | None = setting(None, "queries to evaluate on before and after")
-    num_generations: int = setting(4, "N, responses to a query, half of them in each mode")
+    num_generations: int = setting(
+        4, "N, responses to a query, half of them in each mode", maximum=MAX_COUNT
+    )
     temperature: float = setting(1.0, "temperature of sampling in training", minimum=1e-3)
     max_completion_length: int = setting(
         4096, "most tokens of a response in training", maximum=MAX_TOKENS
@@ -251,15 +254,15 @@ class HGPOSettings(PolicyOptions):
 
     output_dir: str = setting("runs/hgpo", "folder for the model, the log and the checkpoints")
     max_steps: int = setting(300, "steps of training, M·I of Alg. 1")
-    num_queries: int = setting(256, "B, queries a step, over all processes")
-    num_iterations: int = setting(1, "μ, updates a step")
+    num_queries: int = setting(256, "B, queries a step, over all processes", maximum=MAX_COUNT)
+    num_iterations: int = setting(1, "μ, updates a step", maximum=MAX_COUNT)
     ref_model_sync_steps: int = setting(0, "M, steps until π_ref becomes π_θ; 0: never")
     alpha: float = setting(1.0, "α, weight of A_inter on the mode tag (Eq. 10)")
     delta: float = setting(0.2, "δ of Eq. 9; a larger one: less thinking", minimum=-math.inf)
     epsilon: float = setting(0.5, "ε, clip range of the ratio (Eq. 11)")
     beta: float = setting(0.001, "β, weight of the KL term (Eq. 11); 0: no reference model")
     estimator: str = setting("grpo", "advantages by Eq. 10, 23, 22", tuple(ESTIMATORS))
-    gamma: float | None = setting(None, "γ of Eq. 22; unset: 0.99 for reinforce++, else 1")
+    gamma: float | None = setting(None, "γ of Eq. 22; unset: 0.99 for reinforce++", maximum=1)
     loss_type: str = setting("hgpo", "what divides Eq. 11's sum over tokens", LOSS_TYPES)
     learning_rate: float = setting(1e-6, "peak learning rate")
     lr_scheduler_type: str = setting("constant", "what follows the warm-up", ("constant", "cosine"))
@@ -720,6 +723,11 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     check_verifiers(settings.verifier, queries + held_out)
     if held_out:
         check_domain(held_out, settings.eval_domain)
+    if on_lab and (word := lab.unknown_word(q.prompt[-1]["content"] for q in queries)):
+        raise InputError(
+            f"{settings.dataset_name}: the lab's model does not know {word!r}: give "
+            "--model_name_or_path"
+        )
     names = ("model_name_or_path", "reward_model_name_or_path", "dataset_name", "eval_dataset_name")
     with Run(settings, runtime, {name: getattr(settings, name) for name in names}) as folder:
         path = root / "results.json"  # on the lab that of all methods
@@ -766,15 +774,13 @@ def train_and_evaluate(
         "queries": len(queries),
         "queries_for_reward_model": sum(not query.definite for query in queries),
     }
-    run.begin(settings.method.upper(), derived)
     for name, asked, limit in (
-        ("a training", queries, settings.max_completion_length),
-        ("an evaluation", held_out, settings.eval_max_completion_length),
+        (settings.dataset_name, queries, settings.max_completion_length),
+        (settings.eval_dataset_name, held_out, settings.eval_max_completion_length),
     ):
-        longest = sorted(asked, key=lambda q: sum(len(m["content"]) for m in q.prompt))[-8:]
-        lengths = [len(tokenizer.encode_chat(query.prompt)) for query in longest]
-        what = f"{name} query with its response"
-        lhrm.warn_of_positions(policy, max(lengths, default=-limit) + limit, what)
+        if asked:
+            lhrm.check_positions(policy, lhrm.longest_prompt(tokenizer, asked), limit, name)
+    run.begin(settings.method.upper(), derived)
 
     def evaluation(stage: str, kept: report.Unfinished[Any] | None = None) -> dict[str, Any]:
         records = lhrm.evaluate(

@@ -18,6 +18,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -263,7 +264,7 @@ def hft(settings: HFTSettings) -> None:
             "rows_too_long": rows.too_long,
         }
         run.begin("Hybrid Fine-Tuning", derived)
-        warn_of_positions(policy, int(rows.lengths.sum(1).max()), "the longest row")
+        check_positions(policy, 0, int(rows.lengths.sum(1).max()), settings.dataset_name)
         fine_tune(policy, rows, hft_batch_loss, settings, runtime, run, "HFT")
         save_policy(policy, tokenizer, run.folder, runtime)
         run.finish()
@@ -554,6 +555,8 @@ def evaluate_setups(
             settings.offload_reward_model,
         )  # fmt: skip
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
+    limit = settings.eval_max_completion_length
+    check_positions(model, longest_prompt(tokenizer, queries), limit, settings.dataset_name)
     derived, kept = {"queries": len(queries)}, None
     if run:
         run.begin("Evaluation", derived)
@@ -817,11 +820,21 @@ def load_reference(folder: str | Path, tokenizer: Tokenizer, runtime: Runtime) -
     return shard(model, runtime, frozen=True)
 
 
-def warn_of_positions(model: Transformer, length: int, what: str) -> None:
-    """Warn where a context is longer than any that the model was made for."""
+def longest_prompt(tokenizer: Tokenizer, queries: Sequence[Query]) -> int:
+    """In tokens, of the prompts that have the most characters."""
+    longest = sorted(queries, key=lambda q: sum(len(m["content"]) for m in q.prompt))[-8:]
+    return max((len(tokenizer.encode_chat(query.prompt)) for query in longest), default=0)
+
+
+def check_positions(model: Transformer, prompt: int, response: int, source: Any) -> None:
+    """Warn where contexts may be longer than any that the model was made for. Raises InputError
+    where not even a prompt fits."""
     limit = model.config.max_position_embeddings
-    if length > limit and cli.is_main_process():
-        print(f"warning: {what} has up to {length} tokens, the model {limit} positions")
+    if prompt > limit:
+        raise InputError(f"{source}: a prompt of {prompt} tokens; the model has {limit} positions")
+    if prompt + response > limit and cli.is_main_process():
+        what = f"up to {prompt + response} tokens in a context"
+        print(f"warning: {source}: {what}, but the model has {limit} positions", file=sys.stderr)
 
 
 def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:

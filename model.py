@@ -468,6 +468,8 @@ class Config:
         if window := values.get("use_sliding_window") and values.get("sliding_window", 1):
             # The layers from max_window_layers on have it.
             window = values.get("max_window_layers", 28) < values.get("num_hidden_layers", 0)
+        if not isinstance(values.get("model_type"), str):
+            raise InputError("no model_type")
         architecture = str([*(values.get("architectures") or []), "ForCausalLM"][0])
         kinds = ("ForCausalLM", "ForSequenceClassification")
         refused = {

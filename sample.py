@@ -94,8 +94,8 @@ def generate_as_completed(
     batch_size = len(prompts) * num_generations if batch_size is None else batch_size
     if max_new_tokens < 1 or num_generations < 1:
         raise InputError("max_new_tokens and num_generations must be at least 1")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise InputError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+    if not (temperature == 0 or 1e-3 <= temperature < math.inf) or top_k < 0 or not 0 < top_p <= 1:
+        raise InputError("need temperature 0 or >= 0.001, top_k >= 0 and 0 < top_p <= 1")
     if not prompts:
         return
     if batch_size < 1:
@@ -124,7 +124,8 @@ def generate_as_completed(
             if response is None:
                 continue
             if math.isnan(log_prob):
-                raise InputError("the model's logits are not numbers: its weights are damaged")
+                damaged = "its weights are damaged, or too high a learning rate has ruined them"
+                raise InputError(f"the model's logits are not numbers: {damaged}")
             if on_token is not None:
                 on_token(token)
             completion = response.completion

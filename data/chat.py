@@ -23,9 +23,11 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str] | Non
     """What is to be answered, or None for a chat."""
     if prompt_file is not None:
         try:
-            lines = Path(prompt_file).read_text(encoding="utf-8")
+            lines = Path(prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{prompt_file}: {error}") from None
+        if not lines.strip():
+            raise InputError(f"{prompt_file}: no prompts")
         prompts = lines.removesuffix("\n").split("\n")
         if empty := [n for n, prompt in enumerate(prompts, 1) if not prompt.strip()]:
             raise InputError(f"{prompt_file}:{empty[0]}: empty prompt")
@@ -38,8 +40,9 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str] | Non
     if prompt is None:
         try:
             prompt, source = sys.stdin.read().removesuffix("\n"), "standard input"
-        except UnicodeDecodeError as error:
-            raise InputError(f"standard input: {error}") from None
+            prompt.encode()  # undecodable bytes may have become halves of surrogate pairs
+        except UnicodeError as error:
+            raise InputError(f"standard input is not UTF-8: {error}") from None
     if not prompt.strip():
         raise InputError(f"{source} is empty")
     return [prompt]

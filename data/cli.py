@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -56,10 +57,13 @@ def setting(
     """A field of a settings dataclass: its default, a line that explains it, what it may be.
 
     minimum and maximum are the bounds of a number, which must also be finite. Without a minimum,
-    a number must not be negative; a whole number must not be 0 either, unless its default is.
+    a number must not be negative; a whole number must not be 0 either, unless its default is. No
+    whole number may be 2^31 or more.
     """
     if minimum is None:
         minimum = 1 if type(default) is int and default > 0 else 0
+    if type(default) is int:
+        maximum = min(maximum, 2**31 - 1)
     limits = {"minimum": minimum, "maximum": maximum}
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **limits})
 
@@ -134,6 +138,9 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command. Bad input becomes one line on standard error and exit code 2, Ctrl-C one line
     and 130."""
     code, line = 0, ""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show becomes a `?`
+            stream.reconfigure(errors="replace")
     try:
         main()
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -160,10 +167,11 @@ def environment_number(name: str, default: int) -> int:
 
 
 def whoami() -> str:
-    """Rank and host, for a line of a process among several."""
+    """What a line of a process among several begins with: rank and host, in a new line, since the
+    first process may have a progress bar in this one."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return ""
-    return f"[rank {os.environ.get('RANK')} on {socket.gethostname()}] "
+    return f"\n[rank {os.environ.get('RANK')} on {socket.gethostname()}] "
 
 
 def is_main_process() -> bool:

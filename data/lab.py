@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -156,6 +156,18 @@ def build_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return tokenizer
+
+
+def unknown_word(texts: Iterable[str]) -> str | None:
+    """The first word of `texts` that the lab's tokenizer does not have."""
+    tokenizer = build_tokenizer()
+    unknown = tokenizer.token_to_id("<|unknown|>")
+    for text in texts:
+        encoding = tokenizer.encode(text)
+        for id, (start, end) in zip(encoding.ids, encoding.offsets):
+            if id == unknown:
+                return text[start:end]
+    return None
 
 
 def write(base: Path, data: Path, seed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import select
 import signal
 import socket
@@ -78,6 +79,8 @@ def watch(received: socket.socket) -> None:
     while True:
         if select.select([received], [], [], 1.0)[0]:
             numbers = received.recv(16)
+            if not numbers:
+                return  # the other end is closed: the command has ended
             first = first or time.monotonic()
             if time.monotonic() - first > SAME_SIGNAL:
                 os._exit(128 + numbers[-1])
@@ -97,9 +100,12 @@ def run_command(main: Callable[[], None]) -> None:
             raise InputError(f"out of memory on the GPU: choose a smaller {sizes}") from None
         except RuntimeError as error:  # gloo's errors have no class of their own
             what = str(error).strip().partition("\n")[0]
-            if not isinstance(error, dist.DistError) and "gloo" not in what and "Barr" not in what:
+            missing = re.search(r"Ranks? ([\d, ]+) failed to pass monitoredBarrier", what)
+            if missing:
+                raise InputError(f"rank {missing[1]} has ended, or does not answer") from None
+            if not isinstance(error, dist.DistError) and not re.search("gloo|Barrier", what):
                 raise
-            raise InputError(f"another process has ended or does not answer: {what}") from None
+            raise InputError(f"another process has ended, or does not answer: {what}") from None
         finally:
             SIGNALS.held = True  # it is ending already
 
@@ -206,7 +212,8 @@ def start(bf16: bool | None, hsdp: bool = False) -> Runtime:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     bf16 = cuda if bf16 is None else bf16
-    world_size, rank = environment_number("WORLD_SIZE", 1), environment_number("RANK", 0)
+    world_size = environment_number("WORLD_SIZE", 1)
+    rank = environment_number("RANK", 0) if world_size > 1 else 0
     backend = "nccl" if cuda else "gloo"
     if not dist.is_initialized() and world_size > 1:
         try:
@@ -220,7 +227,8 @@ def start(bf16: bool | None, hsdp: bool = False) -> Runtime:
         host = dist.new_group(backend="gloo", timeout=TIMEOUT)
     if hsdp and world_size > 1:
         local = environment_number("LOCAL_WORLD_SIZE", world_size)
-        mesh = init_device_mesh(device.type, (world_size // local, local))
+        sizes, names = (world_size // local, local), ("replicate", "shard")
+        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
     return Runtime(rank, world_size, device, bf16, mesh, host)
 
 

@@ -139,7 +139,10 @@ def prompt_of(row: dict[str, Any]) -> Any:
 
 def row_prompt(row: dict[str, Any], where: str) -> Messages:
     """The prompt of a row, as messages."""
-    return as_messages(prompt_of(row), where)
+    messages = as_messages(prompt_of(row), where)
+    if messages[-1]["role"] == "assistant":
+        raise InputError(f"{where}: the prompt ends with an answer of the assistant")
+    return messages
 
 
 def final_answer(text: str) -> str:

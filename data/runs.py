@@ -38,15 +38,16 @@ class Kind(NamedTuple):
 
     file: str  # that says what the folder holds
     progress: str  # that an unfinished run goes on from
-    written: tuple[str, ...]  # all else, which --overwrite_output_dir deletes
+    temporary: tuple[str, ...]  # what is deleted at the end, with `progress`
+    lasting: tuple[str, ...]  # what --overwrite_output_dir deletes, with all the above
     free: tuple[str, ...]  # settings that may change when it goes on: they change no result
 
 
 TRAINING = Kind(
     "settings.json", CHECKPOINT,
-    ("model*.safetensors", "model.safetensors.index.json", CHECKPOINT, "checkpoint-partial",
-     "log.jsonl", "tensorboard", "completions.jsonl", "results.json", "samples-*.jsonl",
-     "evaluated-*.jsonl", "not-finite-*.jsonl", "hft_tokens", ".deleted-*"),
+    ("checkpoint-partial", "evaluated-*.jsonl", "hft_tokens", ".deleted-*"),
+    ("model*.safetensors", "model.safetensors.index.json", "log.jsonl", "completions.jsonl",
+     "tensorboard", "results.json", "samples-*.jsonl", "not-finite-*.jsonl"),
     ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "hacc_margin",
      "log_completions", "logging_steps", "save_steps", "save_total_limit",
      "eval_dataset_name", "eval_steps", "eval_domain", "eval_num_generations", "eval_temperature",
@@ -56,9 +57,8 @@ TRAINING = Kind(
      "offload_reward_model", "hsdp"),
 )  # fmt: skip
 EVALUATION = Kind(
-    "eval_settings.json", "unfinished-*.jsonl",
-    ("eval.json", "responses.jsonl", "unfinished-*.jsonl", "alpaca_eval.json", "evalplus.jsonl",
-     "arena_hard.jsonl", ".deleted-*"),
+    "eval_settings.json", "unfinished-*.jsonl", (".deleted-*",),
+    ("eval.json", "responses.jsonl", "alpaca_eval.json", "evalplus.jsonl", "arena_hard.jsonl"),
     ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "export", "hacc_margin",
      "eval_domain", "eval_batch_size", "reward_batch_size", "offload_reward_model"),
 )  # fmt: skip
@@ -199,9 +199,9 @@ class Run:
         for name, path in contents.items():
             if kind is TRAINING and Path(path).resolve() == folder.resolve():
                 raise InputError(f"--output_dir and --{name} are the same folder, {folder}")
+        hashes = {name: digest(path) for name, path in contents.items()}
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = Lock(folder / f".{kind.file}.lock")
-        hashes = {name: digest(path) for name, path in contents.items()}
         nothing: tuple[Any, ...] = (False, hashes, [], None, self.lock.token)
         if settings.overwrite_output_dir:
             return nothing
@@ -216,9 +216,7 @@ class Run:
         if finished or progress:
             changes = self.compare(record, hashes, progress, "" if progress else f"; {advice}")
             if finished:
-                for pattern in (kind.progress, ".deleted-*"):
-                    for left in folder.glob(pattern):
-                        delete(left)
+                self.delete(kind.progress, *kind.temporary)  # in case a kill left some of it
             return finished, hashes, changes, progress, self.lock.token
         if kind is TRAINING and not record and any(folder.glob("model*.safetensors")):
             raise InputError(f"{folder} holds a model that was not trained in it: {advice}")
@@ -235,7 +233,8 @@ class Run:
         if not (
             isinstance(old, dict) and isinstance(made_from, dict) and isinstance(changes, list)
         ):
-            raise InputError(f"{path}: it does not say what the folder holds{advice}")
+            start_over = "--overwrite_output_dir starts over"
+            raise InputError(f"{path}: it does not say what the folder holds; {start_over}")
         changed = {}
         for name, value in dataclasses.asdict(self.settings).items():
             if name in self.kind.free:
@@ -282,12 +281,15 @@ class Run:
 
         def write() -> None:
             if self.settings.overwrite_output_dir:  # the first to go says what the rest is
-                for pattern in (self.kind.file, *self.kind.written):
-                    for path in self.folder.glob(pattern):
-                        delete(path)
+                kind = self.kind
+                self.delete(kind.file, kind.progress, *kind.temporary, *kind.lasting)
             cli.write_json(self.folder / self.kind.file, self.record)
 
         self.runtime.on_first(write)
+
+    def delete(self, *patterns: str) -> None:
+        for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
+            delete(path)
 
     def tell_that_it_is_finished(self) -> None:
         """Say why nothing is done."""
@@ -302,9 +304,7 @@ class Run:
         def write() -> None:
             self.record["status"] = "finished"
             cli.write_json(self.folder / self.kind.file, self.record)
-            for pattern in (self.kind.progress, "evaluated-*.jsonl", "hft_tokens", ".deleted-*"):
-                for path in self.folder.glob(pattern):
-                    delete(path)
+            self.delete(self.kind.progress, *self.kind.temporary)
 
         self.runtime.wait()
         self.runtime.on_first(write)
@@ -325,6 +325,7 @@ class Run:
         self.saved_step = self.step
         state = self.state()
         with explained(self.newest, "read", "delete it to go on from the one before"):
+            dcp.FileSystemReader(self.newest).read_metadata()  # dcp.load would log a traceback
             dcp.load(state, checkpoint_id=self.newest, no_dist=self.runtime.world_size == 1)
         set_state_dict(
             models["policy"], optimizer, model_state_dict=state["policy"],

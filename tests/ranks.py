@@ -1,5 +1,6 @@
 """Run under torchrun by test_training.py: gradients of FSDP ranks against one plain process."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import lhrm
+from data.tokenizer import Tokenizer
 from hgpo import dpo_batch_loss, policy_loss
 from model import Transformer
 
@@ -55,6 +57,7 @@ def gradients(
             backward(loss, model, reference, [mine[i] for i in part], batch)
     if runtime.world_size > 1:  # the gradient of each block, and of what is around them
         modules = len(model.model.layers) + 1
+        assert all(isinstance(p, DTensor) for p in reference.parameters())  # split again
         sums = communication.comm_counts[torch.ops.c10d._reduce_scatter_base_]
         assert sums == modules * (1 if lhrm.MAX_UNSHARDED else len(parts)), (sums, len(parts))
     grads = {name: p.grad for name, p in model.named_parameters()}
@@ -70,16 +73,22 @@ def another(model: Transformer) -> Transformer:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    runtime = lhrm.start(bf16=False)
+    folder, hsdp = Path(sys.argv[1]), "hsdp" in sys.argv
+    if hsdp:  # as if two of the four processes were on another node
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
+    runtime = lhrm.start(bf16=False, hsdp=hsdp)
     plain, plain_reference = (Transformer.from_pretrained(folder) for _ in range(2))
     another(plain_reference)
     alone = replace(runtime, rank=0, world_size=1)
+    tokenizer = Tokenizer.from_pretrained(folder)
     # Budgets that give many, two and one micro-batch; of two rows, a third rank gets none.
     for max_tokens, batch in ((1, [0, 1, 2, 3, 4, 5]), (30, [0, 1, 2, 3, 4, 5]), (1000, [1, 3])):
         model, _ = lhrm.load_policy(folder, runtime, gradient_checkpointing=True)
-        reference = another(lhrm.load_policy(folder, runtime, False)[0])
-        assert isinstance(next(model.parameters()), DTensor)
+        reference = another(lhrm.load_reference(folder, tokenizer, runtime))
+        here, whole = (sum(sizes) for sizes in zip(*(
+            (p.to_local().numel(), p.numel()) for p in model.parameters()
+        )))  # fmt: skip
+        assert abs(here / whole - 1 / (2 if hsdp else runtime.world_size)) < 0.1
         with lhrm.gathered(model):  # what a rollout does in between must not matter
             model(torch.tensor([[1, 2]] * (1 + runtime.rank)))
         for loss in LOSSES:
@@ -97,7 +106,7 @@ def main() -> None:
                 model(torch.tensor([[1, 2, 3]]))
         assert runtime.gather(runtime.share("abcde")) == list("abcde")
         assert runtime.max(runtime.rank) == runtime.world_size - 1
-        assert replace(runtime, world_size=1).share("abc")[0] == "abc"[runtime.rank]
+        assert replace(runtime, world_size=1).share("abcd")[0] == "abcd"[runtime.rank]
         if runtime.rank == 0:
             print("equal", flush=True)
     lhrm.stop()

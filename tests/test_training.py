@@ -504,9 +504,10 @@ def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
 # ------------------------------------------------------------------------------------ several ranks
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_ranks_compute_the_gradients_of_one_whatever_the_micro_batches(processes, lab_folder):
-    done = run("tests/ranks.py", lab_folder / "base", processes=processes)
+@pytest.mark.parametrize("processes, mesh", [(2, ""), (3, ""), (4, "hsdp")])
+def test_ranks_compute_the_gradients_of_one_whatever_the_micro_batches(processes, mesh, lab_folder):
+    """With a copy of the parameters on each of two nodes (hsdp), too."""
+    done = run("tests/ranks.py", lab_folder / "base", mesh, processes=processes)
     assert done.stdout.count("equal") == 3
 
 
