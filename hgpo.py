@@ -723,11 +723,6 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     check_verifiers(settings.verifier, queries + held_out)
     if held_out:
         check_domain(held_out, settings.eval_domain)
-    if on_lab and (word := lab.unknown_word(q.prompt[-1]["content"] for q in queries)):
-        raise InputError(
-            f"{settings.dataset_name}: the lab's model does not know {word!r}: give "
-            "--model_name_or_path"
-        )
     names = ("model_name_or_path", "reward_model_name_or_path", "dataset_name", "eval_dataset_name")
     with Run(settings, runtime, {name: getattr(settings, name) for name in names}) as folder:
         path = root / "results.json"  # on the lab that of all methods
@@ -823,6 +818,10 @@ def train_and_evaluate(
 def lab_with_pi_hft(settings: Any, folder: Path, runtime: Runtime) -> Any:
     """Settings with the paths of the lab's data and of its π_HFT; runs HFT first if needed."""
     root = Path(settings.output_dir)
+    for path in filter(None, (settings.dataset_name, settings.eval_dataset_name)):
+        if text := lab.unknown_text(q.prompt[-1]["content"] for q in read_queries(path)):
+            unknown = f"the lab's model does not know the words of {text[:60]!r}"
+            raise InputError(f"{path}: {unknown}: give --model_name_or_path")
     files = lhrm.write_lab(root, settings.seed, runtime)
     lhrm.hft(
         lhrm.HFTSettings(

@@ -158,16 +158,10 @@ def build_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def unknown_word(texts: Iterable[str]) -> str | None:
-    """The first word of `texts` that the lab's tokenizer does not have."""
+def unknown_text(texts: Iterable[str]) -> str | None:
+    """The first of `texts` with a word that the lab's tokenizer does not have."""
     tokenizer = build_tokenizer()
-    unknown = tokenizer.token_to_id("<|unknown|>")
-    for text in texts:
-        encoding = tokenizer.encode(text)
-        for id, (start, end) in zip(encoding.ids, encoding.offsets):
-            if id == unknown:
-                return text[start:end]
-    return None
+    return next((text for text in texts if "<|unknown|>" in tokenizer.encode(text).tokens), None)
 
 
 def write(base: Path, data: Path, seed: int) -> None:

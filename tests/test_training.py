@@ -28,9 +28,8 @@ from conftest import (
 
 import hgpo
 import lhrm
-import sample
 from data import runs
-from data.cli import InputError, mix_seed, run_command
+from data.cli import InputError, mix_seed
 from data.judge import judge
 from data.modes import MODES
 from data.rows import batch_indices, read_hft_rows, read_queries
@@ -561,61 +560,3 @@ def test_two_ranks_evaluate_as_one_does(lab_folder, tmp_path, monkeypatch):
     )
     one, two = ((folder / "responses.jsonl").read_text() for folder in folders)
     assert one == two and len(one.splitlines()) == 10
-
-
-# ---------------------------------------------------------------------------------- what goes wrong
-
-
-@pytest.mark.parametrize(
-    "command, message",
-    [
-        (["hgpo.py", "--colour", "red"], "unrecognized arguments: --colour red"),
-        (["hgpo.py", "--num_generations", "3"], "num_generations = 3 must be even"),
-        (["hgpo.py", "--beta", "much"], "invalid float value: 'much'"),
-        (["hgpo.py", "--estimator", "ppo"], "invalid choice: 'ppo'"),
-        (["hgpo.py", "--method", "ppo"], "invalid choice: 'ppo'"),
-        (["hgpo.py", "--method", "dpo", "--delta", "1"], "unrecognized arguments: --delta 1"),
-        (["hgpo.py", "--method", "rft", "--num_generations", "0"], "must be at least 1"),
-        (["hgpo.py", "--temperature", "0"], "--temperature 0.0: must be at least 0.001"),
-        (["hgpo.py", "--learning_rate", "nan"], "--learning_rate nan: must be"),
-        (["hgpo.py", "--learning_rate", "inf"], "--learning_rate inf: must be"),
-        (["hgpo.py", "--max_grad_norm", "-1"], "--max_grad_norm -1.0: must be at least 0"),
-        (["hgpo.py", "--save_steps", "0"], "--save_steps 0: must be at least 1"),
-        (["hgpo.py", "--eval_top_p", "1.5"], "at most 1"),
-        (["hgpo.py", "--model_name_or_path", "BASE"], "give --dataset_name"),
-        (["hgpo.py", "--model_name_or_path", "BASE", "--dataset_name", "BAD"], "rows.jsonl:2: "),
-        (["hgpo.py", "--model_name_or_path", "CUT", "--dataset_name", "RL"], "truncated"),
-        (["lhrm.py"], "unknown command ''"),
-        (["lhrm.py", "hft", "--output_dir", "BAD"], "Not a directory"),
-        (["lhrm.py", "eval", "--model_name_or_path", "/none", "--dataset_name", "RL"], "/none"),
-        (["sample.py", "--model_name_or_path", "/none"], "/none: no such folder"),
-        (["sample.py", "--model_name_or_path", "BASE", "--prompt", "7", "--top_p", "2"], "top_p"),
-    ],
-)
-def test_bad_input_is_one_clear_line_and_exit_code_2(
-    command, message, lab_folder, tmp_path, monkeypatch, capsys
-):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "7+5=", "answer": "12"}\n\n')
-    cut = tmp_path / "cut"
-    shutil.copytree(lab_folder / "base", cut)
-    path = cut / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-50])
-    queries = lab_folder / "data" / "rl.jsonl"
-    places = {"BASE": lab_folder / "base", "CUT": cut, "BAD": rows, "RL": queries}
-    command = [str(places.get(word, word)) for word in command]
-    if command[0] == "hgpo.py":
-        command += ["--output_dir", str(tmp_path / "lab" / "hgpo")]
-    modules = {"hgpo.py": hgpo, "lhrm.py": lhrm, "sample.py": sample}
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as exit:
-        run_command(modules[command[0]].main)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert exit.value.code == 2
-    assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
-
-
-def test_a_command_itself_exits_with_code_2_and_no_traceback():
-    done = run("hgpo.py", "--colour", "red", check=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: unrecognized arguments: --colour red (see hgpo.py --help)\n"
