@@ -34,7 +34,7 @@ from data.judge import Judged, RewardModel, check_verifiers, load_reward_model
 from data.modes import MODES, NO_THINK
 from data.processes import Runtime
 from data.report import TOTALS, Stopwatch
-from data.rows import Query, Row, batch_indices, check_domain, read_queries
+from data.rows import Query, Row, batch_indices, check_contexts, check_domain, read_queries
 from data.runs import Run, digest
 from data.tokenizer import Tokenizer
 from model import Transformer
@@ -453,12 +453,12 @@ def train(
                     policy, optimizer, rate, settings.max_grad_norm, runtime.sum(sums[:1].clone())
                 )
                 run.count_update(updated, step + 1, [] if updated else rollout.rows(advantages))
-            num_prompt_tokens += num_tokens
+            num_seen = num_prompt_tokens + num_tokens
             figures = {
                 "grad_norm": grad_norm,
                 "learning_rate": rate,
                 "skipped_updates": run.skipped_updates,
-                "num_tokens": run.tokens_seen + num_prompt_tokens,
+                "num_tokens": run.tokens_seen + num_seen,
                 "epoch": (step + 1) * settings.num_queries / len(queries),
                 **watch.figures(num_tokens, runtime.max),
             }
@@ -469,7 +469,7 @@ def train(
             if settings.log_completions and (step + 1) % settings.log_completions == 0:
                 examples = report.rollout_examples(batch, rollout.judged, intra, inter)
                 log.write_examples(step + 1, examples, bar.write)
-            run.completed(step + 1, num_prompt_tokens, last=step + 1 == steps)
+            run.completed(step + 1, num_seen, last=step + 1 == steps)
 
 
 def draw_queries(
@@ -773,8 +773,7 @@ def train_and_evaluate(
         (settings.dataset_name, queries, settings.max_completion_length),
         (settings.eval_dataset_name, held_out, settings.eval_max_completion_length),
     ):
-        if asked:
-            lhrm.check_positions(policy, lhrm.longest_prompt(tokenizer, asked), limit, name)
+        check_contexts(asked, tokenizer, limit, policy.config.max_position_embeddings, name)
     run.begin(settings.method.upper(), derived)
 
     def evaluation(stage: str, kept: report.Unfinished[Any] | None = None) -> dict[str, Any]:

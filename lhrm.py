@@ -18,7 +18,6 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,11 +41,13 @@ from data.rows import (
     Row,
     Rows,
     batch_indices,
+    check_contexts,
     check_domain,
     read_queries,
     read_rows,
     row_length,
     tokenized_rows,
+    warn_of_positions,
 )
 from data.runs import EVALUATION, Run, announce
 from data.tokenizer import SAMPLING, Tokenizer
@@ -264,7 +265,8 @@ def hft(settings: HFTSettings) -> None:
             "rows_too_long": rows.too_long,
         }
         run.begin("Hybrid Fine-Tuning", derived)
-        check_positions(policy, 0, int(rows.lengths.sum(1).max()), settings.dataset_name)
+        positions, longest = policy.config.max_position_embeddings, rows.lengths.sum(1).max()
+        warn_of_positions(longest, positions, settings.dataset_name)
         fine_tune(policy, rows, hft_batch_loss, settings, runtime, run, "HFT")
         save_policy(policy, tokenizer, run.folder, runtime)
         run.finish()
@@ -555,8 +557,8 @@ def evaluate_setups(
             settings.offload_reward_model,
         )  # fmt: skip
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
-    limit = settings.eval_max_completion_length
-    check_positions(model, longest_prompt(tokenizer, queries), limit, settings.dataset_name)
+    limit, positions = settings.eval_max_completion_length, model.config.max_position_embeddings
+    check_contexts(queries, tokenizer, limit, positions, settings.dataset_name)
     derived, kept = {"queries": len(queries)}, None
     if run:
         run.begin("Evaluation", derived)
@@ -818,23 +820,6 @@ def load_reference(folder: str | Path, tokenizer: Tokenizer, runtime: Runtime) -
     model = Transformer.from_pretrained(folder, dtype, runtime.device)
     model.fit_vocabulary(tokenizer)
     return shard(model, runtime, frozen=True)
-
-
-def longest_prompt(tokenizer: Tokenizer, queries: Sequence[Query]) -> int:
-    """In tokens, of the prompts that have the most characters."""
-    longest = sorted(queries, key=lambda q: sum(len(m["content"]) for m in q.prompt))[-8:]
-    return max((len(tokenizer.encode_chat(query.prompt)) for query in longest), default=0)
-
-
-def check_positions(model: Transformer, prompt: int, response: int, source: Any) -> None:
-    """Warn where contexts may be longer than any that the model was made for. Raises InputError
-    where not even a prompt fits."""
-    limit = model.config.max_position_embeddings
-    if prompt > limit:
-        raise InputError(f"{source}: a prompt of {prompt} tokens; the model has {limit} positions")
-    if prompt + response > limit and cli.is_main_process():
-        what = f"up to {prompt + response} tokens in a context"
-        print(f"warning: {source}: {what}, but the model has {limit} positions", file=sys.stderr)
 
 
 def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from data.cli import InputError, mix_seed, progress, read_json, write_json
+from data.cli import InputError, is_main_process, mix_seed, progress, read_json, write_json
 from data.modes import MODES, format_response, parse_response
 from data.tokenizer import ROLES, Messages, Tokenizer
 
@@ -191,6 +192,27 @@ def check_domain(queries: Sequence[Query], domain: str | None) -> None:
     domains = {query.domain: None for query in queries}
     if domain is not None and domain not in domains:
         raise InputError(f"--eval_domain {domain}: the queries have {', '.join(domains)}")
+
+
+def check_contexts(
+    queries: Sequence[Query], tokenizer: Tokenizer, response: int, positions: int, source: Any
+) -> None:
+    """Warn where a query with a response of so many tokens may be longer than the `positions` that
+    a model was made for. Raises InputError where not even a prompt fits."""
+    longest = sorted(queries, key=lambda q: sum(len(m["content"]) for m in q.prompt))[-8:]
+    prompt = max((len(tokenizer.encode_chat(query.prompt)) for query in longest), default=0)
+    if prompt > positions:
+        raise InputError(
+            f"{source}: a prompt of {prompt} tokens; the model has {positions} positions"
+        )
+    warn_of_positions(prompt + response if queries else 0, positions, source)
+
+
+def warn_of_positions(tokens: int, positions: int, source: Any) -> None:
+    """Warn of contexts that are longer than any that a model was made for."""
+    if tokens > positions and is_main_process():
+        what = f"up to {tokens} tokens in a context, but the model has {positions} positions"
+        print(f"warning: {source}: {what}", file=sys.stderr)
 
 
 def read_tests(row: dict[str, Any], where: str) -> str:

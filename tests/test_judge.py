@@ -21,6 +21,7 @@ from test_tokenizer import LLAMA3, TULU
 
 import hgpo
 import lhrm
+from data import judge as judges
 from data.cli import InputError
 from data.judge import Judged, RewardModel, judge, judge_all, load_reward_model
 from data.modes import NO_THINK
@@ -192,6 +193,18 @@ def test_logits_that_are_not_numbers_are_refused(tmp_path):
     torch.nn.init.constant_(model.model.score.weight, torch.nan)
     with pytest.raises(InputError, match="not numbers"):
         model.rewards([[QUESTION]], ["4"])
+
+
+def test_a_reward_model_can_wait_on_the_cpu_between_its_turns(tmp_path, monkeypatch):
+    folder, moves, given = reward_folder(tmp_path), [], []
+    models = [RewardModel(folder, 4, torch.device("cpu"), offload) for offload in (False, True)]
+    monkeypatch.setattr(Transformer, "to", lambda self, where: moves.append(str(where)))
+    for offload, model in enumerate(models):
+        moves.clear()
+        model.device = torch.device("cpu:0")  # as if it were a GPU
+        given.append(model.rewards([[QUESTION]] * 2, ["4", "5"]).tolist())
+        assert moves == ["cpu:0"] + ["cpu"] * offload
+    assert given[0] == given[1]
 
 
 @pytest.mark.parametrize(
@@ -396,3 +409,23 @@ def test_queries_with_nothing_to_judge_them_by_are_refused_before_any_model_is_l
 def test_no_reward_model_is_loaded_that_no_query_needs(lab_folder):
     queries = read_queries(lab_folder / "data" / "rl.jsonl")
     assert load_reward_model("/none", 1, queries, torch.device("cpu")) is None
+
+
+def test_the_ranks_of_a_node_share_the_cores_that_they_may_use(monkeypatch):
+    monkeypatch.setattr(judges.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    for ranks, programs in (("1", 32), ("8", 4), ("48", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert judges.programs_at_once() == programs
+
+
+def test_the_sandbox_is_tried_before_anything_long(lab_folder, tmp_path, monkeypatch):
+    def missing(code, tests):
+        raise OSError("sandbox: no Landlock")
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Write f.", "tests": "assert f(1) == 2"}) + "\n")
+    monkeypatch.setattr(judges, "run_tests", missing)
+    monkeypatch.setattr(lhrm, "load_policy", None)
+    with pytest.raises(OSError, match="sandbox: no Landlock"):
+        hgpo.run(hgpo_settings(lab_folder, tmp_path / "run", dataset_name=str(rows)))
+    assert not (tmp_path / "run").exists()
