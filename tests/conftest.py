@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import hgpo
 import lhrm
@@ -33,6 +34,7 @@ def sandbox_is_missing() -> str:
 reason = sandbox_is_missing()
 needs_sandbox = pytest.mark.skipif(bool(reason), reason=reason)
 torch.set_num_threads(1)  # tiny models: threads would only get in each other's way
+tqdm.monitor_interval = 0  # no thread of its own: some tests fork
 ROOT = Path(__file__).parent.parent
 TINY = {
     "vocab_size": 61,
