@@ -37,9 +37,9 @@ SAME_SIGNAL = (
 class Stopped(KeyboardInterrupt):
     """SIGTERM or SIGINT (Ctrl-C) has asked this run to end. `code`: what the command exits with."""
 
-    def __init__(self, number: int, message: str = "stopped; nothing was lost") -> None:
-        super().__init__(message)
-        self.number = number
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or "stopped")
+        self.number, self.message = number, message
         self.code = 0 if number == signal.SIGTERM else 130
 
 

@@ -180,8 +180,11 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: object, __: object) -> None:
         self.close()
+        if isinstance(error, Stopped) and not error.message:
+            goes_on = "--resume_from_checkpoint goes on"
+            raise Stopped(error.number, f"{self.folder}: stopped: {goes_on}") from None
 
     def close(self) -> None:
         """Let others use the folder."""

@@ -486,6 +486,15 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path):
         assert source.index("\nfrom data") < source.index("\nimport torch")
 
 
+def test_a_signal_outside_of_training_says_how_to_go_on_too(lab_folder, tmp_path, monkeypatch):
+    def signalled(*args):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(lhrm, "tokenized_rows", signalled)
+    with pytest.raises(Stopped, match="run: stopped: --resume_from_checkpoint goes on"):
+        lhrm.hft(hft_settings(lab_folder, tmp_path / "run"))
+
+
 def test_a_signal_that_is_held_is_not_forgotten():
     signals = processes.Signals()
     with signals.hold():
