@@ -424,10 +424,10 @@ def train(
                 reference.load_state_dict(policy.state_dict())  # l. 3: π_ref ← π_θ
             batch, seeds = draw_queries(queries, step, settings, runtime)  # l. 5
             with (
+                lhrm.gathered(policy),
                 watch.phase("wait"),
                 runtime.apart(),
                 watch.phase("rollout"),
-                lhrm.gathered(policy),
             ):
                 rollout = sample_responses(  # l. 6: π_old, still π_θ, samples; l. 7: rewards
                     policy, tokenizer, batch, seeds, settings, reward_model, watch
@@ -612,7 +612,7 @@ def sample_once(
     mine = runtime.share([q for q in range(len(queries)) if q not in done.rows])
     size = max(1, 16 * settings.rollout_batch_size // n)  # queries between two savings
     bar = progress(None, "sampling", total=len(mine), unit="query")
-    with runtime.apart(), lhrm.gathered(policy), bar:
+    with lhrm.gathered(policy), runtime.apart(), bar:
         for part in (mine[i : i + size] for i in range(0, len(mine), size)):
             batch = [queries[q] for q in part]
             seeds = [mix_seed(settings.seed, "sample", q) for q in part]

@@ -467,11 +467,8 @@ def evaluate(
     )  # fmt: skip
     judged: dict[int, dict[str, list[Judged]]] = {q: {} for q in mine}
     model.eval()
-    with (
-        runtime.apart(),
-        gathered(model),
-        progress(None, description, total=len(mine), unit="query") as bar,
-    ):
+    bar = progress(None, description, total=len(mine), unit="query")
+    with gathered(model), runtime.apart(), bar:
         for place, found in answers:
             q = places[place]
             judged[q][asked[place].setup] = [j for _, j in found]

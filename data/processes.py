@@ -187,7 +187,8 @@ class Runtime:
     def apart(self) -> Iterator[None]:
         """A part of the work in which ranks do not communicate, and need very different times.
 
-        A signal ends it at once. All ranks leave it together, with Stopped if one had a signal.
+        A signal ends it at once, on its own rank: so nothing may communicate inside. In training,
+        all ranks leave it together, with Stopped if one of them had a signal.
         """
         before = SIGNALS.held
         try:

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import hgpo
-from data import processes
+from data import processes, runs
 from data.cli import InputError
 
 FAULT, RANK, STEP = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv[:] = ["hgpo.py", *sys.argv[4:]]
-rollouts, updates = [], []
+rollouts, updates, saves = [], [], []
 
 
 def here(calls: list[int], step: int = STEP) -> bool:
@@ -47,7 +47,14 @@ def policy_loss(**tensors):
     return loss(**tensors)
 
 
-sample, loss = hgpo.sample_responses, hgpo.policy_loss
+def save_checkpoint(*args, **options):
+    if FAULT == "pause_in_save" and here(saves):
+        pause(2)
+    return save(*args, **options)
+
+
+sample, loss, save = hgpo.sample_responses, hgpo.policy_loss, runs.dcp.save
 hgpo.sample_responses, hgpo.policy_loss = sample_responses, policy_loss
+runs.dcp.save = save_checkpoint
 if __name__ == "__main__":
     processes.run_command(hgpo.main)

@@ -409,7 +409,7 @@ SIGNALLED = [
     for place in ("rollout", "update")
     for name in ("SIGTERM", "SIGINT")
     if name == "SIGTERM" or (count == 1 and place == "update")
-]
+] + [pytest.param(1, "save", "SIGINT", marks=linux)]
 
 
 @pytest.mark.parametrize("count, place, name", SIGNALLED)
@@ -419,9 +419,8 @@ def test_a_signal_gives_up_the_step_at_work_and_keeps_all_before_it(
     tiny += ["--max_tokens_per_device", "16"]  # a micro-batch for each of the eight responses
     whole = tmp_path / "whole"
     run(ROOT / "hgpo.py", *tiny, "--output_dir", whole, processes=count)
-    step = (
-        3 if place == "rollout" else 2 * (8 // min(count, 2)) + 1
-    )  # the third step's first micro-batch
+    # The third step's rollout or first micro-batch; the first save, after the second step.
+    step = {"rollout": 3, "update": 2 * (8 // min(count, 2)) + 1, "save": 1}[place]
     process = start(tmp_path, tiny, f"pause_in_{place}", count, step)
     began = time.monotonic()
     process.send_signal(getattr(signal, name))
