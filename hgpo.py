@@ -42,7 +42,7 @@ from sample import MAX_TOKENS
 
 # ------------------------------------------------------ rewards and advantages, Eq. 8 to 10, 22, 23
 
-ESTIMATORS = {"grpo": 1.0, "rloo": 1.0, "reinforce++": 0.99}  # of advantages, with the usual γ
+ESTIMATORS = {"grpo": 1.0, "rloo": 1.0, "reinforce++": 0.99}  # with γ of Eq. 22; 1: none
 
 
 def mean_rewards(rewards: Tensor) -> Tensor:
@@ -184,7 +184,8 @@ def best_place(rewards: Tensor, lengths: Tensor) -> Tensor:
     """The place of the highest reward. Ties go to the shorter response, then to the first.
     (B, n) each -> (B,) int."""
     highest = rewards == rewards.amax(-1, keepdim=True)
-    return torch.where(highest, lengths.double(), math.inf).argmin(-1)  # Eq. 18, 20: argmax
+    # Eq. 18, 20: argmax; of negative rewards, Eq. 18's argmin
+    return torch.where(highest, lengths.double(), math.inf).argmin(-1)
 
 
 def dpo_pairs(rewards: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -410,14 +411,21 @@ def train(
     checkpoint of `run`, if there is one. reference: π_ref, or None if β is 0."""
     optimizer = lhrm.make_optimizer(policy, settings.weight_decay)
     steps, sync_steps = settings.max_steps, settings.ref_model_sync_steps
-    moving = {"reference": reference} if reference and sync_steps else {}
-    first = run.resume({"policy": policy, **moving}, optimizer)
+    also_saved = {"reference": reference} if reference and sync_steps else {}
+    first = run.resume({"policy": policy, **also_saved}, optimizer, steps)
     log = report.Log(run.folder, first, settings.report_to)
     num_responses = settings.num_queries * settings.num_generations
     gamma = ESTIMATORS[settings.estimator] if settings.gamma is None else settings.gamma
 
+    def evaluate_if_due(step: int) -> None:
+        due = evaluation and settings.eval_steps and step and step % settings.eval_steps == 0
+        if evaluation and due and not runtime.on_first(lambda: log.has_accuracy(step)):
+            accuracy = evaluation(f"step {step}")["auto"]["hybrid_accuracy"]
+            log.write(step, {"hybrid_accuracy": accuracy})
+
     bar = progress(range(first, steps), "HGPO", initial=first, total=steps, unit="step")
     with contextlib.closing(log), run.stoppable():
+        evaluate_if_due(first)  # if the run was stopped in it
         for step in bar:  # l. 2 and 4 in one loop: I iterations of M steps
             watch = Stopwatch("update", "rollout", "reward", "wait")
             if reference and sync_steps and step % sync_steps == 0:
@@ -425,18 +433,17 @@ def train(
             batch, seeds = draw_queries(queries, step, settings, runtime)  # l. 5
             with (
                 lhrm.gathered(policy),
-                watch.phase("wait"),
+                watch.phase("wait"),  # after the rollout, for slower ranks
                 runtime.apart(),
                 watch.phase("rollout"),
             ):
                 rollout = sample_responses(  # l. 6: π_old, still π_θ, samples; l. 7: rewards
                     policy, tokenizer, batch, seeds, settings, reward_model, watch
                 )
-            intra = intra_advantages(rollout.rewards, settings.estimator)  # l. 8, 9
-            inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)  # l. 8, 9
-            advantages = token_advantages(
-                intra, inter, rollout.lengths, settings.alpha, gamma
-            )  # l. 9
+            # l. 8: Eq. 9; l. 9: Eq. 10, of each response, and then of each token
+            intra = intra_advantages(rollout.rewards, settings.estimator)
+            inter = inter_advantages(rollout.rewards, settings.delta, settings.estimator)
+            advantages = token_advantages(intra, inter, rollout.lengths, settings.alpha, gamma)
             num_tokens, num_prompt_tokens = rollout.count_tokens(runtime)
             weights = loss_weights(
                 rollout.lengths, settings.loss_type, num_responses, num_tokens,
@@ -462,14 +469,12 @@ def train(
                 "epoch": (step + 1) * settings.num_queries / len(queries),
                 **watch.figures(num_tokens, runtime.max),
             }
-            if evaluation and settings.eval_steps and (step + 1) % settings.eval_steps == 0:
-                accuracy = evaluation(f"step {step + 1}")["auto"]["hybrid_accuracy"]
-                figures["hybrid_accuracy"] = accuracy
             record_step(step + 1, rollout, totals, bool(reference), figures, log, bar, runtime)
             if settings.log_completions and (step + 1) % settings.log_completions == 0:
                 examples = report.rollout_examples(batch, rollout.judged, intra, inter)
                 log.write_examples(step + 1, examples, bar.write)
             run.completed(step + 1, num_seen, last=step + 1 == steps)
+            evaluate_if_due(step + 1)
 
 
 def draw_queries(
@@ -501,7 +506,7 @@ def accumulate_gradients(
     lengths = [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses)]
     parts = lhrm.micro_batches(lengths, settings.max_tokens_per_device, runtime)
     for part in lhrm.sum_gradients_last(policy, parts):
-        if first_update:  # from then on the step's end is waited for
+        if first_update:  # after it π_θ has changed: a signal then waits for the step's end
             runtime.check_signals()
         now = rollout.scores(policy, part, settings.temperature, ["entropy"])
         where = (part, slice(now.mask.shape[1]))  # up to the end of the longest of these responses
@@ -698,7 +703,8 @@ def train_baseline(
     if cli.is_main_process():
         print(f"{len(rows)} of {len(samples)} queries give a row")
     batch_loss = lhrm.hft_batch_loss  # Eq. 21, which is Eq. 4 on D_RFT
-    if isinstance(settings, DPOSettings) and reference:
+    if isinstance(settings, DPOSettings):
+        assert reference is not None
         batch_loss = functools.partial(dpo_batch_loss, reference, settings.beta)
     lhrm.fine_tune(policy, rows, batch_loss, settings, runtime, run, settings.method.upper())
 
@@ -783,19 +789,19 @@ def train_and_evaluate(
         )  # fmt: skip
         return lhrm.results(records, settings.hacc_margin, settings.eval_domain)
 
-    def kept_evaluation(stage: str, model: str) -> dict[str, Any]:
+    def kept_evaluation(stage: str, weights: str) -> dict[str, Any]:
         """An evaluation whose records are kept until the run is finished, with a few responses.
-        model: a hash of the weights, so that a resumed run finds those of the same model."""
+        weights: a hash of them, so that a resumed run finds the records of the same model."""
         free = ("eval_batch_size", "eval_steps", "eval_domain", "eval_dataset_name")
         asked = {k: v for k, v in vars(settings).items() if k.startswith("eval_") and k not in free}
         asked |= {k: v for k, v in run.contents.items() if k.startswith(("eval_", "reward_"))}
-        made_with = mix_seed(repr([model, asked, settings.seed, settings.verifier]))
+        made_with = mix_seed(repr([weights, asked, settings.seed, settings.verifier]))
         kept = report.Unfinished(
             run.folder, f"evaluated-{made_with:016x}", runtime, report.Record.from_row
         )
         figures = evaluation(stage, kept)
-        records = runtime.on_first(lambda: list(dict(sorted(kept.read().items())).values()))
-        return {**figures, "examples": report.examples(records, settings.eval_domain)}
+        few = runtime.on_first(lambda: report.examples(kept.read(), settings.eval_domain))
+        return {**figures, "examples": few}
 
     outcome = {}
     if held_out:
@@ -809,7 +815,7 @@ def train_and_evaluate(
         train_baseline(policy, reference, tokenizer, queries, settings, runtime, run, reward_model)
     lhrm.save_policy(policy, tokenizer, run.folder, runtime)
     if held_out:
-        trained = runtime.on_first(lambda: digest(str(run.folder)))
+        trained = runtime.on_first(lambda: digest(run.folder))
         outcome[settings.method] = kept_evaluation(settings.method, trained)
     return outcome
 
@@ -827,7 +833,7 @@ def lab_with_pi_hft(settings: Any, folder: Path, runtime: Runtime) -> Any:
             **{**lhrm.HFT_ON_LAB, "output_dir": str(root)},
             seed=settings.seed,
             bf16=settings.bf16,
-            resume_from_checkpoint=settings.resume_from_checkpoint,
+            resume_from_checkpoint=True,
         )
     )
     return dataclasses.replace(

@@ -15,6 +15,7 @@ from data import cli  # first: Ctrl-C during the slow imports ends in one line, 
 # isort: split
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -34,7 +35,7 @@ from data import classify, lab, processes, report
 from data.cli import InputError, mix_seed, progress, setting
 from data.judge import VERIFIERS, Judged, RewardModel, check_verifiers, judge_all, load_reward_model
 from data.modes import MODES, NO_THINK, THINK
-from data.processes import Runtime, start, stop
+from data.processes import PATIENCE, Runtime, start, stop
 from data.report import Log, Record, Stopwatch, Unfinished
 from data.rows import (
     Query,
@@ -149,6 +150,7 @@ def results(records: Sequence[Record], margin: float, domain: str | None) -> dic
     utilities = {setup: [figures[setup]["pass@1"] for figures in graded] for setup in setups}
     return {
         "domain": domain or "all",
+        "hacc_margin": margin,
         **summarize(head, margin),
         # The inner expectation, the mean utility in a domain, is pass@1: U is the reward.
         "mean_utility": {setup: sum(u) / len(u) for setup, u in utilities.items()},  # Eq. 3
@@ -256,7 +258,7 @@ def hft(settings: HFTSettings) -> None:
         policy, tokenizer = load_policy(source, runtime, settings.gradient_checkpointing, **changes)
         rows = tokenized_rows(
             settings.dataset_name, run.contents["dataset_name"], tokenizer, settings.max_length,
-            run.folder / "hft_tokens", runtime.on_first,
+            run.folder / "hft_tokens", functools.partial(runtime.on_first, timeout=PATIENCE),
         )  # fmt: skip
         derived = {
             "processes": runtime.world_size,
@@ -288,7 +290,7 @@ def fine_tune(
     epochs = settings.num_train_epochs
     steps = settings.max_steps or math.ceil(len(rows) * epochs / settings.batch_size)
     optimizer = make_optimizer(policy, settings.weight_decay)
-    first = run.resume({"policy": policy}, optimizer)
+    first = run.resume({"policy": policy}, optimizer, steps)
     log = Log(run.folder, first, settings.report_to)
     bar = progress(range(first, steps), description, initial=first, total=steps, unit="step")
     with contextlib.closing(log), run.stoppable():
@@ -299,7 +301,7 @@ def fine_tune(
             num_tokens = sum(map(row_length, batch))
             batch = runtime.share(batch)
             totals = []
-            # Tokens of a row, as long as its longest response each time: DPO's rows have two.
+            # Padded tokens of a row: its response, or two with DPO, each with the prompt.
             sizes = [len(row[1:]) * (len(row[0]) + max(map(len, row[1:]))) for row in batch]
             parts = micro_batches(sizes, settings.max_tokens_per_device, runtime)
             for part in sum_gradients_last(policy, parts):

@@ -36,7 +36,7 @@ def mix_seed(*parts: int | str) -> int:
 
 def end_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Ctrl-C before `run_command` has begun: while packages are imported."""
-    if not issubclass(kind, KeyboardInterrupt):
+    if not issubclass(kind, KeyboardInterrupt) or hasattr(sys, "ps1"):  # at Python's own prompt
         return sys.__excepthook__(kind, error, trace)
     print("interrupted", file=sys.stderr, flush=True)
     os._exit(130)
@@ -137,7 +137,8 @@ def run_subcommand(prog: str, commands: dict[str, tuple[Any, ...]]) -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command. Bad input becomes one line on standard error and exit code 2, Ctrl-C one line
     and 130."""
-    code, line = 0, ""
+    code: int | None = None
+    line = ""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show becomes a `?`
             stream.reconfigure(errors="replace")
@@ -152,6 +153,7 @@ def run_command(main: Callable[[], None]) -> None:
         line = line if os.environ.get("RANK", "0") == "0" else ""
     if line:  # the exception is gone by now, and with it all progress bars that were open
         print(f"{whoami()}{line}", file=sys.stderr, flush=True)
+    if code is not None:
         sys.stdout.flush()
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os._exit(code)  # without a clean-up that would wait for the other processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import re
 import select
@@ -27,9 +28,10 @@ from data.cli import InputError, environment_number
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)  # for a rank that others wait for
 PATIENCE = datetime.timedelta(hours=6)  # the same where ranks may need very different times
-SAME_SIGNAL = (
-    2.0  # seconds: a scheduler signals torchrun and its processes, and torchrun them again
-)
+# Seconds in which two signals count as one: a scheduler signals torchrun and its processes, and
+# torchrun signals these again.
+SAME_SIGNAL = 2.0
+STUCK = 20.0  # seconds after which a process whose main thread a signal does not reach is ended
 
 # ------------------------------------------------------------------------------------------ signals
 
@@ -51,9 +53,9 @@ class Signals:
         self.held = False
 
     def receive(self, number: int, _: Any = None) -> None:
-        self.received = number
+        self.received = self.received or number
         if not self.held:
-            raise Stopped(number)
+            raise Stopped(self.received)
 
     @contextlib.contextmanager
     def hold(self, held: bool = True) -> Iterator[None]:
@@ -70,20 +72,25 @@ SIGNALS = Signals()
 
 
 def watch(received: socket.socket) -> None:
-    """End this process at a second signal, or when the torchrun that started it has died.
+    """End this process at a second signal, at one that does not reach its main thread, or when the
+    torchrun that started it has died.
 
-    In a thread of its own: the main thread may be waiting for another rank, and see no signal.
+    In a thread of its own: the main thread may be waiting in C++ for another rank.
     """
     parent, under_torchrun = os.getppid(), "TORCHELASTIC_RUN_ID" in os.environ
-    first = 0.0
+    first, code = math.inf, 0
     while True:
         if select.select([received], [], [], 1.0)[0]:
             numbers = received.recv(16)
             if not numbers:
                 return  # the other end is closed: the command has ended
-            first = first or time.monotonic()
-            if time.monotonic() - first > SAME_SIGNAL:
-                os._exit(128 + numbers[-1])
+            if asked := [n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)]:
+                if time.monotonic() - first > SAME_SIGNAL:
+                    os._exit(128 + asked[-1])
+                first, code = min(first, time.monotonic()), Stopped(asked[0]).code
+        if time.monotonic() - first > STUCK and not SIGNALS.received:
+            os.write(2, f"{cli.whoami()}stopped while it waited for another process\n".encode())
+            os._exit(code)
         if under_torchrun and os.getppid() != parent:
             os.write(2, f"{cli.whoami()}error: torchrun has ended\n".encode())
             os._exit(2)
@@ -163,15 +170,15 @@ class Runtime:
         if self.world_size > 1:
             dist.monitored_barrier(self.host, timeout, wait_all_ranks=True)
 
-    def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, on every rank. Its errors, too, reach all ranks."""
+    def on_first(self, work: Callable[[], T], timeout: datetime.timedelta = TIMEOUT) -> T:
+        """What `work` returns on rank 0, on every rank. InputError and OSError reach all ranks."""
         found: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 found[0] = work()
             except (InputError, OSError) as error:
                 found[1] = str(error)
-        self.wait(PATIENCE)
+        self.wait(timeout)
         if self.world_size > 1:
             dist.broadcast_object_list(found, 0, self.host)
         if found[1] is not None:
@@ -187,8 +194,8 @@ class Runtime:
     def apart(self) -> Iterator[None]:
         """A part of the work in which ranks do not communicate, and need very different times.
 
-        A signal ends it at once, on its own rank: so nothing may communicate inside. In training,
-        all ranks leave it together, with Stopped if one of them had a signal.
+        A signal ends it at once, on its own rank: nothing may communicate inside. Where signals are
+        held, all ranks then leave it together, with Stopped; elsewhere the rank leaves alone.
         """
         before = SIGNALS.held
         try:

@@ -115,9 +115,10 @@ def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
         print(level_bars(setups[-1], result, setups[-1]))
 
 
-def examples(records: Sequence[Record], domain: str | None) -> list[dict[str, str]]:
+def examples(rows: dict[int, Record], domain: str | None) -> list[dict[str, str]]:
     """Three free responses: to the easiest and the hardest query of the headline domain, and to one
-    of another domain."""
+    of another domain. rows: records by the number of the query."""
+    records = [rows[q] for q in sorted(rows)]
     head = [r for r in records if domain is None or r.query.domain == domain]
     head.sort(key=lambda record: (len(record.query.level), record.query.level))
     other = [r for r in records if domain is not None and r.query.domain != domain] or head
@@ -201,6 +202,11 @@ class Log:
             self.board.flush()
         if self.tracker:
             self.tracker.log(figures, step=step)
+
+    def has_accuracy(self, step: int) -> bool:
+        """Whether an evaluation after `step` was logged."""
+        rows = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        return any(row["step"] == step and "hybrid_accuracy" in row for row in rows)
 
     def close(self) -> None:
         """Let the trackers write what they hold back."""

@@ -29,6 +29,7 @@ from data.cli import InputError
 from data.processes import SIGNALS, Runtime, Stopped
 
 CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
+MAX_STEPS = 10**6 - 1
 MAX_SKIPPED = 5  # updates in a row that are left out before a run gives up
 MAY_CHANGE = ("learning_rate", "max_grad_norm", "max_steps")  # when resuming; it is recorded
 
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
     progress: str  # that an unfinished run goes on from
     temporary: tuple[str, ...]  # what is deleted at the end, with `progress`
     lasting: tuple[str, ...]  # what --overwrite_output_dir deletes, with all the above
-    free: tuple[str, ...]  # settings that may change when it goes on: they change no result
+    free: tuple[str, ...]  # settings that may change when it goes on: they change no weights
 
 
 TRAINING = Kind(
@@ -72,10 +73,11 @@ IDENTITY = (
 # ----------------------------------------------------------------------------- files and folders
 
 
-def digest(paths: str) -> str:
-    """A hash of the contents of files, with commas between, or of what matters in a folder."""
+def digest(given: str | Path) -> str:
+    """A hash of the contents of a file, of several with commas between, or of what matters in a
+    folder."""
     total = hashlib.sha256()
-    for path in map(Path, paths.split(",")):
+    for path in [Path(given)] if Path(given).exists() else map(Path, str(given).split(",")):
         files = [path]
         if path.is_dir():
             files = [p for p in path.iterdir() if p.suffix == ".safetensors" or p.name in IDENTITY]
@@ -132,6 +134,8 @@ class Lock:
                     raise InputError(f"{path.parent}: another run is at work here") from None
                 except FileNotFoundError:  # its last holder has just released it
                     self.file.close()
+                except OSError:  # a file system without locks
+                    break
         self.file.truncate(0)
         self.file.write(self.token)
         self.file.flush()
@@ -148,8 +152,8 @@ class Lock:
 class Run:
     """A run in its folder, which no other run may use until `close`.
 
-    contents: paths of what it is made from, by the names of their settings. When a run goes on,
-    these are compared by content, and the other settings by value.
+    made_from: paths of rows and models, by the names of their settings. When a run goes on, these
+    are compared by content, and the other settings by value.
     Raises InputError, on all ranks, where the folder holds something else, where another run is at
     work in it, and where a rank sees another folder than rank 0.
     """
@@ -158,7 +162,7 @@ class Run:
         self,
         settings: Any,
         runtime: Runtime,
-        contents: Mapping[str, str | None],
+        made_from: Mapping[str, str | None],
         kind: Kind = TRAINING,
     ) -> None:
         self.settings, self.runtime, self.kind = settings, runtime, kind
@@ -168,7 +172,8 @@ class Run:
         self.step = self.saved_step = self.tokens_seen = 0
         self.skipped_updates = self.skipped_in_a_row = 0
         try:
-            found = runtime.on_first(lambda: self.claim({k: v for k, v in contents.items() if v}))
+            paths = {name: path for name, path in made_from.items() if path}
+            found = runtime.on_first(lambda: self.claim(paths))
             self.finished, self.contents, self.changes, self.newest, token = found
             problems = runtime.gather([self.what_is_missing_here(token)])
             if any(problems):
@@ -192,17 +197,17 @@ class Run:
             self.lock.release()
         self.lock = None
 
-    def claim(self, contents: dict[str, str]) -> tuple[Any, ...]:
-        """Take the folder, on rank 0. Returns whether it holds this run, finished; the hashes of
-        `contents`; changes of settings so far; the newest checkpoint, if any; the lock's token."""
+    def claim(self, paths: dict[str, str]) -> tuple[Any, ...]:
+        """Take the folder, on rank 0. Returns whether it holds this run, finished; a hash for each
+        of `paths`; changes of settings so far; the newest checkpoint, if any; the lock's token."""
         settings, folder, kind = self.settings, self.folder, self.kind
         if settings.overwrite_output_dir and settings.resume_from_checkpoint:
             both = "--overwrite_output_dir starts over, --resume_from_checkpoint goes on"
             raise InputError(f"{both}: give one of them")
-        for name, path in contents.items():
+        for name, path in paths.items():
             if kind is TRAINING and Path(path).resolve() == folder.resolve():
                 raise InputError(f"--output_dir and --{name} are the same folder, {folder}")
-        hashes = {name: digest(path) for name, path in contents.items()}
+        hashes = {name: digest(path) for name, path in paths.items()}
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = Lock(folder / f".{kind.file}.lock")
         nothing: tuple[Any, ...] = (False, hashes, [], None, self.lock.token)
@@ -217,7 +222,7 @@ class Run:
             goes_on = "--resume_from_checkpoint goes on with it"
             raise InputError(f"{folder} holds an unfinished run: {goes_on}, {advice}")
         if finished or progress:
-            changes = self.compare(record, hashes, progress, "" if progress else f"; {advice}")
+            changes = self.compare(record, hashes, progress, advice)
             if finished:
                 self.delete(kind.progress, *kind.temporary)  # in case a kill left some of it
             return finished, hashes, changes, progress, self.lock.token
@@ -236,23 +241,23 @@ class Run:
         if not (
             isinstance(old, dict) and isinstance(made_from, dict) and isinstance(changes, list)
         ):
-            start_over = "--overwrite_output_dir starts over"
-            raise InputError(f"{path}: it does not say what the folder holds; {start_over}")
+            raise InputError(f"{path}: it does not say what the folder holds; {advice}")
         changed = {}
         for name, value in dataclasses.asdict(self.settings).items():
-            if name in self.kind.free:
+            evaluates = self.kind is TRAINING and name.startswith(("eval_", "hacc_"))
+            if name in self.kind.free and (progress or not evaluates or name == "eval_batch_size"):
                 continue
             was = old.get(name)
             if name in hashes or name in made_from:
                 if made_from.get(name) != hashes.get(name):
                     differ = f"the contents of {value} are not those of {was}"
                     raise InputError(
-                        f"{self.folder} was made with another {name}: {differ}{advice}"
+                        f"{self.folder} was made with another {name}: {differ}; {advice}"
                     )
             elif was != value:
                 if name not in MAY_CHANGE or not progress:
                     made = f"{self.folder} was made with {name} = {was}, not {value}"
-                    raise InputError(made + advice)
+                    raise InputError(f"{made}; {advice}")
                 changed[name] = [was, value]
         if changed and progress:
             changes = [*changes, {"after_step": int(progress.name[-6:]), **changed}]
@@ -283,6 +288,7 @@ class Run:
                     print(f"  after step {change['after_step']}: {name}={new}, before {old}")
 
         def write() -> None:
+            self.delete(".deleted-*")
             if self.settings.overwrite_output_dir:  # the first to go says what the rest is
                 kind = self.kind
                 self.delete(kind.file, kind.progress, *kind.temporary, *kind.lasting)
@@ -314,10 +320,14 @@ class Run:
 
     # ------------------------------------------------------------------------------ checkpoints
 
-    def resume(self, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    def resume(
+        self, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer, steps: int
+    ) -> int:
         """Load the newest checkpoint into `models` ("policy" and others) and `optimizer`, if there
-        is one. Returns the number of steps that were made before it."""
+        is one. Returns the number of steps, of all `steps`, that were made before it."""
         self.models, self.optimizer = models, optimizer
+        if steps > MAX_STEPS:
+            raise InputError(f"{steps} steps: no more than {MAX_STEPS} are possible")
         if self.newest is None:
             return 0
         done = cli.read_json(self.newest / "progress.json")
@@ -326,8 +336,10 @@ class Run:
             raise InputError(f"{self.newest / 'progress.json'}: damaged")
         self.step, self.tokens_seen, self.skipped_updates = counts
         self.saved_step = self.step
+        if self.step > steps:
+            raise InputError(f"{self.newest} lies beyond the last step, {steps}")
         state = self.state()
-        with explained(self.newest, "read", "delete it to go on from the one before"):
+        with checkpoint_errors(self.newest, "read", "delete it to go on from the one before"):
             dcp.FileSystemReader(self.newest).read_metadata()  # dcp.load would log a traceback
             dcp.load(state, checkpoint_id=self.newest, no_dist=self.runtime.world_size == 1)
         set_state_dict(
@@ -338,7 +350,10 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """The tensors of a checkpoint."""
+        unused = not self.optimizer.state  # get_state_dict then makes it up, and counts a step
         policy, optimizer = get_state_dict(self.models["policy"], self.optimizer)
+        for moments in self.optimizer.state.values() if unused else ():
+            moments["step"].zero_()
         others = {name: m.state_dict() for name, m in self.models.items() if name != "policy"}
         return {"policy": policy, "optimizer": optimizer, **others}
 
@@ -355,7 +370,7 @@ class Run:
         step and its place."""
         partial = self.folder / "checkpoint-partial"
         self.runtime.on_first(lambda: delete(partial))
-        with explained(partial, "written", "the checkpoints before it are whole"):
+        with checkpoint_errors(partial, "written", "the checkpoints before it are whole"):
             dcp.save(self.state(), checkpoint_id=partial, no_dist=self.runtime.world_size == 1)
 
         def publish() -> None:
@@ -372,11 +387,12 @@ class Run:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Steps of training. A signal gives up the step at work, and what the step before it left
-        is saved: nothing changes a model before the end of a step's first update."""
+        """Steps of training. A signal ends them where it is looked for: before the first update of
+        a step, and after a step. So the model is what the last completed step left; it is saved."""
         with SIGNALS.hold():
             try:
                 yield
+                self.runtime.check_signals()
             except Stopped as stop:
                 if self.step > self.saved_step:
                     self.save()
@@ -400,7 +416,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def explained(path: Path, what: str, advice: str) -> Iterator[None]:
+def checkpoint_errors(path: Path, what: str, advice: str) -> Iterator[None]:
     """Turn an error of torch.distributed.checkpoint, which may be a BaseException, into one line
     that names its cause."""
     try:

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import hgpo
+import lhrm
 from data import processes, runs
 from data.cli import InputError
 
 FAULT, RANK, STEP = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv[:] = ["hgpo.py", *sys.argv[4:]]
-rollouts, updates, saves = [], [], []
+rollouts, updates, saves, answers = [], [], [], []
 
 
 def here(calls: list[int], step: int = STEP) -> bool:
@@ -47,6 +48,12 @@ def policy_loss(**tensors):
     return loss(**tensors)
 
 
+def answer(*args, **options):
+    if FAULT == "pause_in_evaluation" and here(answers):
+        pause(60)
+    yield from answer_really(*args, **options)
+
+
 def save_checkpoint(*args, **options):
     if FAULT == "pause_in_save" and here(saves):
         pause(2)
@@ -55,6 +62,6 @@ def save_checkpoint(*args, **options):
 
 sample, loss, save = hgpo.sample_responses, hgpo.policy_loss, runs.dcp.save
 hgpo.sample_responses, hgpo.policy_loss = sample_responses, policy_loss
-runs.dcp.save = save_checkpoint
+runs.dcp.save, lhrm.answer, answer_really = save_checkpoint, answer, lhrm.answer
 if __name__ == "__main__":
     processes.run_command(hgpo.main)

@@ -404,23 +404,32 @@ def alive(folder):
 
 linux = pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc")
 SIGNALLED = [
-    pytest.param(count, place, name, marks=[linux, *([pytest.mark.long] if count == 4 else [])])
-    for count in (1, 2, 4)
-    for place in ("rollout", "update")
-    for name in ("SIGTERM", "SIGINT")
-    if name == "SIGTERM" or (count == 1 and place == "update")
-] + [pytest.param(1, "save", "SIGINT", marks=linux)]
+    (1, "rollout", "SIGTERM"), (1, "update", "SIGINT"), (1, "save", "SIGINT"),
+    (1, "evaluation", "SIGTERM"), (2, "rollout", "SIGTERM"), (2, "update", "SIGTERM"),
+    pytest.param(1, "update", "SIGTERM", marks=pytest.mark.long),
+    pytest.param(2, "evaluation", "SIGINT", marks=pytest.mark.long),
+    pytest.param(4, "rollout", "SIGTERM", marks=pytest.mark.long),
+    pytest.param(4, "update", "SIGINT", marks=pytest.mark.long),
+]  # fmt: skip
 
 
+@linux
 @pytest.mark.parametrize("count, place, name", SIGNALLED)
 def test_a_signal_gives_up_the_step_at_work_and_keeps_all_before_it(
     count, place, name, tiny, tmp_path
 ):
     tiny += ["--max_tokens_per_device", "16"]  # a micro-batch for each of the eight responses
+    done = 2
+    if place == "evaluation":
+        tiny += ["--eval_dataset_name", tiny[tiny.index("--dataset_name") + 1], "--eval_steps", "3"]
+        tiny += ["--eval_num_generations", "1", "--eval_max_completion_length", "8"]
+        done = 3
     whole = tmp_path / "whole"
     run(ROOT / "hgpo.py", *tiny, "--output_dir", whole, processes=count)
-    # The third step's rollout or first micro-batch; the first save, after the second step.
-    step = {"rollout": 3, "update": 2 * (8 // min(count, 2)) + 1, "save": 1}[place]
+    # The third step's rollout or first micro-batch; the first save, after the second step; the
+    # third step's evaluation, after one of π_HFT and three rollouts.
+    microbatch = 2 * (8 // min(count, 2)) + 1
+    step = {"rollout": 3, "update": microbatch, "save": 1, "evaluation": 5}[place]
     process = start(tmp_path, tiny, f"pause_in_{place}", count, step)
     began = time.monotonic()
     process.send_signal(getattr(signal, name))
@@ -436,7 +445,7 @@ def test_a_signal_gives_up_the_step_at_work_and_keeps_all_before_it(
     assert len(said) == 1 and said[0].endswith("--resume_from_checkpoint goes on from there")
     assert count > 1 or errors_of(error) == said
     kept = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
-    assert kept[-1] == "checkpoint-000002" and len(log_of(tmp_path / "run")) == 2
+    assert kept[-1] == f"checkpoint-00000{done}" and len(log_of(tmp_path / "run")) == done
     arguments = [*tiny, "--output_dir", tmp_path / "run", "--resume_from_checkpoint"]
     run(ROOT / "hgpo.py", *arguments, processes=count)
     assert_same_end(tmp_path / "run", whole)
@@ -501,8 +510,8 @@ def test_a_signal_that_is_held_is_not_forgotten():
         with pytest.raises(Stopped), signals.hold(False):
             raise AssertionError
     with pytest.raises(Stopped) as stop:
-        signals.receive(signal.SIGINT)
-    assert (stop.value.code, Stopped(signal.SIGTERM).code) == (130, 0)
+        signals.receive(signal.SIGINT)  # the first one counts
+    assert (stop.value.code, Stopped(signal.SIGINT).code) == (0, 130)
 
 
 # ---------------------------------------------------------------------- crashes and full disks
