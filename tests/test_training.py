@@ -226,9 +226,22 @@ def test_alg1_the_reference_follows_the_policy_every_m_steps(lab_folder, tmp_pat
     assert [kl < 1e-7 for kl in kls[2]] == [True, False] * 3
 
 
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_reference_is_in_a_checkpoint_only_if_it_moves(every, lab_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(lhrm, "save_policy", lambda *_: sys.exit(9))
+    changes = {"max_steps": 1, "ref_model_sync_steps": every}
+    with pytest.raises(SystemExit):
+        hgpo.run(hgpo_settings(lab_folder, tmp_path, **changes))
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    saved = runs.dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    assert {name.partition(".")[0] for name in saved} == {"policy", "optimizer"} | (
+        {"reference"} if every else set()
+    )
+
+
 def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(lab_folder, tmp_path):
     runtime = lhrm.start(bf16=True)
-    policy, _ = lhrm.load_policy(lab_folder / "base", runtime, gradient_checkpointing=True)
+    policy, tokenizer = lhrm.load_policy(lab_folder / "base", runtime, gradient_checkpointing=True)
     before = {name: p.full_tensor().clone() for name, p in policy.named_parameters()}
     optimizer = lhrm.make_optimizer(policy, weight_decay=0.0)
     scores = lhrm.score_responses(policy, [[1, 2]], [[3, 4, 5]])
@@ -246,8 +259,11 @@ def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(la
     policy(torch.tensor([[1, 2]]))
     (x, (cos, _), *_) = seen[0]
     assert (x.dtype, cos.dtype) == (torch.bfloat16, torch.float32)
+    reference = lhrm.load_reference(lab_folder / "base", tokenizer, runtime)
+    assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
     hgpo.run(hgpo_settings(lab_folder, tmp_path, bf16=True, max_steps=1, num_iterations=1))
     assert log_of(tmp_path)[0]["sampler_kl"] < 1e-3
+    assert log_of(tmp_path)[0]["kl"] == 0  # the reference has the policy's weights, in bf16
     assert weights(tmp_path)["model.norm.weight"].dtype == torch.bfloat16
 
 
