@@ -303,7 +303,8 @@ class Run:
     def tell_that_it_is_finished(self) -> None:
         """Say why nothing is done."""
         if cli.is_main_process():
-            print(f"{self.folder} holds this run, finished; --overwrite_output_dir starts over")
+            over = "its own command starts over with --overwrite_output_dir"
+            print(f"{self.folder} holds this run, finished; {over}")
 
     def finish(self) -> None:
         """Say that the folder is whole, and delete what was needed only until then."""

@@ -89,7 +89,7 @@ def test_a_finished_run_that_is_started_again_says_so_and_touches_nothing(
     hgpo.run(again)
     assert snapshot(tmp_path / "run") == before
     out = capsys.readouterr().out
-    assert "run holds this run, finished; --overwrite_output_dir starts over" in out
+    assert "run holds this run, finished; its own command starts over" in out
     table = shown[shown.index("held-out queries") :]
     assert out.endswith(table)  # its results are shown again
     with pytest.raises(InputError, match="made with alpha = 1.0, not 0.5; --overwrite_output_dir"):
