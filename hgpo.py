@@ -731,23 +731,14 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
         check_domain(held_out, settings.eval_domain)
     names = ("model_name_or_path", "reward_model_name_or_path", "dataset_name", "eval_dataset_name")
     with Run(settings, runtime, {name: getattr(settings, name) for name in names}) as folder:
-        path = root / "results.json"  # on the lab that of all methods
         if folder.finished:
             folder.tell_that_it_is_finished()
-            results = cli.read_json(path) if path.exists() else {}
         else:
             outcome = train_and_evaluate(settings, queries, held_out, runtime, folder)
-
-            def write() -> dict[str, Any]:
-                earlier = cli.read_json(path) if on_lab and path.exists() else {}
-                if outcome:
-                    cli.write_json(path, {**earlier, **outcome})
-                return {**earlier, **outcome}
-
-            results = runtime.on_first(write)
+            runtime.on_first(lambda: report.write_outcome(outcome, folder.folder, root))
             folder.finish()
-        if settings.method in results and cli.is_main_process():
-            report.show_outcome(results, settings.method)
+        if held_out and cli.is_main_process():
+            report.show_outcome(folder.folder / "results.json", settings.method)
     lhrm.stop()
 
 
@@ -828,14 +819,16 @@ def lab_with_pi_hft(settings: Any, folder: Path, runtime: Runtime) -> Any:
             unknown = f"the lab's model does not know the words of {text[:60]!r}"
             raise InputError(f"{path}: {unknown}: give --model_name_or_path")
     files = lhrm.write_lab(root, settings.seed, runtime)
-    lhrm.hft(
-        lhrm.HFTSettings(
-            **{**lhrm.HFT_ON_LAB, "output_dir": str(root)},
-            seed=settings.seed,
-            bf16=settings.bf16,
-            resume_from_checkpoint=True,
-        )
+    hft = lhrm.HFTSettings(
+        **{**lhrm.HFT_ON_LAB, "output_dir": str(root)},
+        seed=settings.seed,
+        bf16=settings.bf16,
+        resume_from_checkpoint=True,
     )
+    try:
+        lhrm.hft(hft)
+    except InputError as error:
+        raise InputError(f"{error} (with `python lhrm.py hft --output_dir {root}`)") from None
     return dataclasses.replace(
         settings,
         output_dir=str(folder),

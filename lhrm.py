@@ -45,7 +45,6 @@ from data.rows import (
     check_contexts,
     check_domain,
     read_queries,
-    read_rows,
     row_length,
     tokenized_rows,
     warn_of_positions,
@@ -258,7 +257,7 @@ def hft(settings: HFTSettings) -> None:
         policy, tokenizer = load_policy(source, runtime, settings.gradient_checkpointing, **changes)
         rows = tokenized_rows(
             settings.dataset_name, run.contents["dataset_name"], tokenizer, settings.max_length,
-            run.folder / "hft_tokens", functools.partial(runtime.on_first, timeout=PATIENCE),
+            run.folder / ".hft_tokens", functools.partial(runtime.on_first, timeout=PATIENCE),
         )  # fmt: skip
         derived = {
             "processes": runtime.world_size,
@@ -513,8 +512,7 @@ def run_eval(settings: EvalSettings) -> None:
             run = stack.enter_context(Run(settings, runtime, contents, EVALUATION))
         if run and run.finished:  # its figures may be asked for by another margin or domain
             run.tell_that_it_is_finished()
-            rows = read_rows(run.folder / "responses.jsonl")
-            records = [Record.from_row(**row) for _, row in rows]
+            records = report.read_responses(run.folder / "responses.jsonl", queries)
         else:
             records = evaluate_setups(settings, queries, asked, runtime, run)
         result = results(records, settings.hacc_margin, settings.eval_domain)
@@ -570,7 +568,7 @@ def evaluate_setups(
     )  # fmt: skip
     if kept and runtime.rank == 0:
         whole = kept.read()
-        records = [whole[q] for q in range(len(queries))]
+        records = [Record(query, whole[q].responses) for q, query in enumerate(queries)]
     for record, mode in zip(records, routed):
         responses = {**record.responses, "router": record.responses.get(mode, [])}
         record.responses = {setup: responses[setup] for setup in asked}

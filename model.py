@@ -27,6 +27,7 @@ from data.cli import InputError, is_main_process, read_json, write_json
 from data.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
+WEIGHTS = ("model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors")  # names of weight files
 # cuDNN plans attention anew for every shape and keeps the plans: in decoding, one for each token.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -597,8 +598,9 @@ def save_model(model: Transformer, folder: Path, dtype: torch.dtype | None) -> N
             weight_map = {name: file for file, names in zip(files, shards) for name in names}
             total = {"total_size": sum(sizes.values())}
             write_json(index, {"metadata": total, "weight_map": weight_map})
-        for path in set(folder.glob("model*.safetensors")) - {folder / file for file in files}:
-            path.unlink()
+        for pattern in WEIGHTS:
+            for path in set(folder.glob(pattern)) - {folder / file for file in files}:
+                path.unlink()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
 import socket
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,8 +140,8 @@ def run_command(main: Callable[[], None]) -> None:
     code: int | None = None
     line = ""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show becomes a `?`
-            stream.reconfigure(errors="replace")
+        with contextlib.suppress(AttributeError):  # what a terminal cannot show becomes a `?`
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         main()
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -207,11 +207,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Name the file in an error of the operating system: that of a write names none."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
 def write_bytes(path: Path, contents: bytes) -> None:
     """Write a file at once: whoever opens it sees the old contents or the new, never half."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(contents)
-    os.replace(partial, path)
+    with named(path):
+        partial.write_bytes(contents)
+        os.replace(partial, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -226,6 +238,6 @@ def write_row(row: Any, file: IO[str]) -> None:
 
 def write_rows(path: Path, rows: Iterable[Any], mode: str = "w") -> None:
     """Write each row as a line of JSON; mode "a" appends to the file."""
-    with open(path, mode, encoding="utf-8") as file:
+    with named(path), open(path, mode, encoding="utf-8") as file:
         for row in rows:
             write_row(row, file)

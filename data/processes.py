@@ -94,6 +94,32 @@ def watch(received: socket.socket) -> None:
             os._exit(2)
 
 
+class Output:
+    """A stream that says nothing more when its reader has ended, so that a run goes on without."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self.without_reader():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.without_reader():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 def run_command(main: Callable[[], None]) -> None:
     """`cli.run_command` for what may run for days, in several processes."""
 
@@ -114,6 +140,8 @@ def run_command(main: Callable[[], None]) -> None:
         finally:
             SIGNALS.held = True  # it is ending already
 
+    nothing = open(os.devnull, "w")  # noqa: SIM115  in place of a stream that is closed
+    sys.stdout, sys.stderr = (Output(stream or nothing) for stream in (sys.stdout, sys.stderr))
     received, sent = socket.socketpair()
     sent.setblocking(False)
     signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)

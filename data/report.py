@@ -29,7 +29,7 @@ from data.cli import (
 from data.judge import Judged
 from data.modes import MODES, NO_THINK, THINK, parse_response
 from data.processes import Runtime
-from data.rows import Query
+from data.rows import Query, read_rows
 from data.verify_code import extract_code
 
 EXPORTS = ("alpaca_eval", "evalplus", "arena_hard")
@@ -128,23 +128,33 @@ def examples(rows: dict[int, Record], domain: str | None) -> list[dict[str, str]
     ]
 
 
-def show_outcome(outcome: dict[str, Any], method: str) -> None:
-    """Print table and bars before and after training, and a few responses."""
-    hft, final, name = outcome["hft"], outcome[method], method.upper()
-    rows = {
-        "HFT forced think": hft["think"],
-        "HFT forced no-think": hft["no_think"],
-        "HFT auto": hft["auto"],
-        f"{name} auto": final["auto"],
-    }
-    print(f"\n{final['queries']} held-out queries, domain {final['domain']}")
-    print(results_table(rows))
-    print(level_bars("HFT", hft))
-    print(level_bars(name, final))
-    print(f"\nThree responses after {name}, freely sampled:")
-    for example in final["examples"]:
-        print(f"  {example['prompt']}")
-        print(f"    {example['response']}")
+def write_outcome(outcome: dict[str, Any], folder: Path, lab: Path) -> None:
+    """Write results.json in a run's folder; and in the lab's, which has one for all methods."""
+    for place in {folder, lab} if outcome else ():
+        path = place / "results.json"
+        earlier = read_json(path) if place != folder and path.exists() else {}
+        write_json(path, {**earlier, **outcome})
+
+
+def show_outcome(path: Path, method: str) -> None:
+    """Print table and bars before and after training, and a few responses, from results.json."""
+    outcome, name = read_json(path), method.upper()
+    try:
+        hft, final = outcome["hft"], outcome[method]
+        rows = {
+            "HFT forced think": hft["think"],
+            "HFT forced no-think": hft["no_think"],
+            "HFT auto": hft["auto"],
+            f"{name} auto": final["auto"],
+        }
+        lines = [f"\n{final['queries']} held-out queries, domain {final['domain']}"]
+        lines += [results_table(rows), level_bars("HFT", hft), level_bars(name, final)]
+        lines += [f"\nThree responses after {name}, freely sampled:"]
+        for example in final["examples"]:
+            lines += [f"  {example['prompt']}", f"    {example['response']}"]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise InputError(f"{path}: damaged") from None
+    print("\n".join(lines))
 
 
 # ------------------------------------------------------------------------ what a training step logs
@@ -205,6 +215,8 @@ class Log:
 
     def has_accuracy(self, step: int) -> bool:
         """Whether an evaluation after `step` was logged."""
+        if not self.path.exists():
+            return False
         rows = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
         return any(row["step"] == step and "hybrid_accuracy" in row for row in rows)
 
@@ -373,7 +385,7 @@ def write_evaluation(
     """Write figures and responses of an evaluation, if it is not `finished`, or its figures are
     others now; and export the responses of `setup` by a `model`."""
     figures = folder / "eval.json"
-    if not finished or read_json(figures) != result:
+    if not finished or not figures.exists() or read_json(figures) != result:
         write_json(figures, result)
     if not finished:
         write_rows(folder / "responses.jsonl", map(asdict, records))
@@ -400,6 +412,17 @@ def export(kind: str, records: Sequence[Record], setup: str, model: str, folder:
         write_json(folder / "alpaca_eval.json", rows)
     else:
         write_rows(folder / f"{kind}.jsonl", rows)
+
+
+def read_responses(path: Path, queries: Sequence[Query]) -> list[Record]:
+    """The records of responses.jsonl, one for each of `queries`."""
+    try:
+        records = [Record.from_row(**row) for _, row in read_rows(path)]
+        if len(records) != len(queries):
+            raise ValueError("a row is missing")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: damaged; --overwrite_output_dir starts over") from None
+    return records
 
 
 class Unfinished(Generic[T]):

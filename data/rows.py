@@ -283,20 +283,16 @@ def token_writer(
     they are made from: `source`, a hash of a file.
     """
     folder.mkdir()
-    count, contents = Counter(rows=0, tokens=0), hashlib.sha256()
+    count = Counter(rows=0, tokens=0)
     with open(folder / "tokens.bin", "wb") as tokens, open(folder / "lengths.bin", "wb") as lengths:
 
         def write(prompt: list[int], response: list[int]) -> None:
-            for file, numbers in (
-                (tokens, [*prompt, *response]),
-                (lengths, [len(prompt), len(response)]),
-            ):
-                contents.update(written := np.array(numbers, "<u4").tobytes())
-                file.write(written)
+            tokens.write(np.array([*prompt, *response], "<u4").tobytes())
+            lengths.write(np.array([len(prompt), len(response)], "<u4").tobytes())
             count.update(rows=1, tokens=len(prompt) + len(response))
 
         yield write
-    made = {"tokenizer": fingerprint(tokenizer), "sha256": contents.hexdigest(), "source": source}
+    made = {"tokenizer": fingerprint(tokenizer), "source": source}
     write_json(folder / "tokens.json", {**count, **made})
 
 

@@ -27,8 +27,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from data import cli
 from data.cli import InputError
 from data.processes import SIGNALS, Runtime, Stopped
+from model import WEIGHTS
 
 CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
+HASH = "[0-9a-f]" * 16
 MAX_STEPS = 10**6 - 1
 MAX_SKIPPED = 5  # updates in a row that are left out before a run gives up
 MAY_CHANGE = ("learning_rate", "max_grad_norm", "max_steps")  # when resuming; it is recorded
@@ -46,9 +48,9 @@ class Kind(NamedTuple):
 
 TRAINING = Kind(
     "settings.json", CHECKPOINT,
-    ("checkpoint-partial", "evaluated-*.jsonl", "hft_tokens", ".deleted-*"),
-    ("model*.safetensors", "model.safetensors.index.json", "log.jsonl", "completions.jsonl",
-     "tensorboard", "results.json", "samples-*.jsonl", "not-finite-*.jsonl"),
+    ("checkpoint-partial", f"evaluated-{HASH}-*.jsonl", ".hft_tokens", ".deleted-*"),
+    (*WEIGHTS, "model.safetensors.index.json", "log.jsonl", "completions.jsonl", "results.json",
+     f"samples-{HASH}-*.jsonl", "not-finite-[0-9]*.jsonl", "tensorboard/events.out.tfevents.*"),
     ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "hacc_margin",
      "log_completions", "logging_steps", "save_steps", "save_total_limit",
      "eval_dataset_name", "eval_steps", "eval_domain", "eval_num_generations", "eval_temperature",
@@ -66,7 +68,8 @@ EVALUATION = Kind(
 # Files that decide what a model, a classifier or tokenized rows are, beside *.safetensors.
 IDENTITY = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.json", "chat_template.jinja", "classifier.json", "tokens.json",
+    "chat_template.json", "chat_template.jinja", "classifier.json", "tokens.json", "tokens.bin",
+    "lengths.bin",
 )  # fmt: skip
 
 
@@ -226,7 +229,7 @@ class Run:
             if finished:
                 self.delete(kind.progress, *kind.temporary)  # in case a kill left some of it
             return finished, hashes, changes, progress, self.lock.token
-        if kind is TRAINING and not record and any(folder.glob("model*.safetensors")):
+        if kind is TRAINING and not record and any(any(folder.glob(name)) for name in WEIGHTS):
             raise InputError(f"{folder} holds a model that was not trained in it: {advice}")
         return nothing
 
@@ -278,7 +281,7 @@ class Run:
 
     def begin(self, title: str, derived: dict[str, Any]) -> None:
         """Print settings, what follows from them, and versions; keep them in the folder, which from
-        now on holds this run."""
+        now on holds this run. Of a run that goes on they are kept once its checkpoint is loaded."""
         shown = announce(title, self.settings, derived)
         self.record |= {**shown, "contents": self.contents, "changes": self.changes}
         if cli.is_main_process():
@@ -292,9 +295,14 @@ class Run:
             if self.settings.overwrite_output_dir:  # the first to go says what the rest is
                 kind = self.kind
                 self.delete(kind.file, kind.progress, *kind.temporary, *kind.lasting)
-            cli.write_json(self.folder / self.kind.file, self.record)
+            if not self.newest:
+                self.write_record()
 
         self.runtime.on_first(write)
+
+    def write_record(self) -> None:
+        """Say what the folder holds."""
+        cli.write_json(self.folder / self.kind.file, self.record)
 
     def delete(self, *patterns: str) -> None:
         for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
@@ -313,7 +321,7 @@ class Run:
 
         def write() -> None:
             self.record["status"] = "finished"
-            cli.write_json(self.folder / self.kind.file, self.record)
+            self.write_record()
             self.delete(self.kind.progress, *self.kind.temporary)
 
         self.runtime.wait()
@@ -331,22 +339,23 @@ class Run:
             raise InputError(f"{steps} steps: no more than {MAX_STEPS} are possible")
         if self.newest is None:
             return 0
-        done = cli.read_json(self.newest / "progress.json")
-        counts: list[Any] = [done.get(n) for n in ("step", "tokens_seen", "skipped_updates")]
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise InputError(f"{self.newest / 'progress.json'}: damaged")
-        self.step, self.tokens_seen, self.skipped_updates = counts
-        self.saved_step = self.step
-        if self.step > steps:
+        if int(self.newest.name[-6:]) > steps:
             raise InputError(f"{self.newest} lies beyond the last step, {steps}")
         state = self.state()
         with checkpoint_errors(self.newest, "read", "delete it to go on from the one before"):
+            done = cli.read_json(self.newest / "progress.json")
+            counts: list[Any] = [done.get(n) for n in ("step", "tokens_seen", "skipped_updates")]
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise InputError("progress.json is damaged")
+            self.step, self.tokens_seen, self.skipped_updates = counts
+            self.saved_step = self.step
             dcp.FileSystemReader(self.newest).read_metadata()  # dcp.load would log a traceback
             dcp.load(state, checkpoint_id=self.newest, no_dist=self.runtime.world_size == 1)
         set_state_dict(
             models["policy"], optimizer, model_state_dict=state["policy"],
             optim_state_dict=state["optimizer"],
         )  # fmt: skip
+        self.runtime.on_first(self.write_record)
         return self.step
 
     def state(self) -> dict[str, Any]:
@@ -362,13 +371,29 @@ class Run:
         """Count a step, and save it if it is time."""
         self.step = step
         self.tokens_seen += num_tokens
-        if last or step % self.settings.save_steps == 0:
+        # The update before one that was left out may have ruined the weights: then the checkpoints
+        # from before it are kept.
+        due = step % self.settings.save_steps == 0 and not self.skipped_in_a_row
+        if last or due:
             self.save()
+
+    def check_weights(self) -> None:
+        """Raise InputError, on all ranks, if the policy's weights are not finite."""
+        shards = [
+            getattr(p, "_local_tensor", p).detach() for p in self.models["policy"].parameters()
+        ]
+        finite = [torch.stack(s.aminmax()).isfinite().all() for s in shards if s.numel()]
+        if self.runtime.max(float(not all(finite))):
+            raise InputError(
+                f"the weights are not finite after step {self.step}: go on from a checkpoint "
+                "before it with a lower --learning_rate"
+            )
 
     def save(self) -> None:
         """Save all that is needed to go on after this step; keep the last `save_total_limit`
         checkpoints. There is no random state: every random number is computed from the seed, the
         step and its place."""
+        self.check_weights()
         partial = self.folder / "checkpoint-partial"
         self.runtime.on_first(lambda: delete(partial))
         with checkpoint_errors(partial, "written", "the checkpoints before it are whole"):
@@ -395,10 +420,10 @@ class Run:
                 yield
                 self.runtime.check_signals()
             except Stopped as stop:
-                if self.step > self.saved_step:
+                if self.step > self.saved_step and not self.skipped_in_a_row:
                     self.save()
                 goes_on = "--resume_from_checkpoint goes on from there"
-                message = f"{self.folder}: stopped after step {self.step}: {goes_on}"
+                message = f"{self.folder}: stopped after step {self.saved_step}: {goes_on}"
                 raise Stopped(stop.number, message) from None
 
     def count_update(self, updated: bool, step: int, rows: Sequence[Any]) -> None:

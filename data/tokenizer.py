@@ -18,7 +18,7 @@ import tokenizers
 from jinja2.ext import loopcontrols  # PyTorch requires Jinja, so it is always there
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data.cli import InputError, read_json, write_json
+from data.cli import InputError, read_json, write_bytes, write_json
 from data.modes import TAG, TAGS
 
 Messages = list[dict[str, str]]  # a conversation: the role and the content of each message
@@ -267,7 +267,7 @@ class Tokenizer:
             k: v for k, v in self.generation.items() if k in ("bos_token_id", "pad_token_id")
         }
         generation = {**carried, "eos_token_id": self.eos_ids, "do_sample": True, **SAMPLING}
-        self.backend.save(str(folder / "tokenizer.json"))
+        write_bytes(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
         write_json(folder / "tokenizer_config.json", settings)
         write_json(folder / "generation_config.json", generation)
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would take precedence
