@@ -291,6 +291,44 @@ def test_an_evaluation_goes_on_only_as_it_began(change, message, settings, tmp_p
         run_eval(settings)
 
 
+def test_rows_keep_the_domain_of_the_file_that_they_are_read_from_now(settings, tmp_path):
+    rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(4)]
+    for name in ("aime", "renamed"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings.dataset_name, settings.modes = str(tmp_path / "aime.jsonl"), "auto"
+    run_eval(settings)
+    whole = responses(tmp_path / "out")
+    unfinish(tmp_path / "out", *(json.dumps({"index": i, **whole[i]}) for i in (0, 2)))
+    settings.dataset_name = str(tmp_path / "renamed.jsonl")
+    settings.resume_from_checkpoint = True
+    run_eval(settings)
+    figures = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert {name: f["queries"] for name, f in figures["by_domain"].items()} == {"renamed": 4}
+
+
+def test_a_finished_evaluation_shows_its_figures_by_other_margins_and_names_damage(
+    settings, tmp_path, monkeypatch, capsys
+):
+    run_eval(settings)
+    out = tmp_path / "out"
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(lhrm, "load_policy", None)
+    run_eval(settings)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    settings.hacc_margin = 0.5
+    run_eval(settings)
+    assert json.loads((out / "eval.json").read_text())["hacc_margin"] == 0.5
+    settings.hacc_margin = 0.05
+    (out / "eval.json").unlink()
+    run_eval(settings)
+    assert (out / "eval.json").read_bytes() == whole["eval.json"]
+    kept = whole["responses.jsonl"].splitlines(keepends=True)
+    for damaged in (kept[:-1], [*kept[:-1], b'{"a": 1}\n'], [*kept[:-1], b"[]\n"]):
+        (out / "responses.jsonl").write_bytes(b"".join(damaged))
+        with pytest.raises(InputError, match="responses.jsonl"):
+            run_eval(settings)
+
+
 def test_two_processes_go_on_where_one_was(settings, tmp_path):
     run_eval(settings)
     out = tmp_path / "out"

@@ -26,6 +26,7 @@ import model as model_file
 from data import cli, processes, runs
 from data.cli import InputError
 from data.processes import Stopped
+from data.rows import tokenize_rows
 
 INTERRUPT = KeyboardInterrupt
 
@@ -143,6 +144,64 @@ def test_to_start_over_and_to_go_on_are_not_asked_for_together(lab_folder, tmp_p
         lhrm.hft(dataclasses.replace(settings, resume_from_checkpoint=True))
 
 
+def test_no_file_is_deleted_that_is_not_a_runs_own(lab_folder, tokenizer, tmp_path):
+    rows = few_rows(lab_folder, tmp_path, "hft")
+    out = tmp_path / "out"
+    out.mkdir()
+    tokenize_rows(str(rows), "", tokenizer, out / "hft_tokens")  # as data/prepare.py leaves it
+    names = [
+        "samples-math.jsonl",
+        "model-backup.safetensors",
+        "tensorboard/notes",
+        "evaluated-x.jsonl",
+    ]
+    for name in names:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    mine = snapshot(out)
+    settings = hft_settings(lab_folder, out, dataset_name=str(out / "hft_tokens"), max_steps=1)
+    lhrm.hft(settings)
+    lhrm.hft(dataclasses.replace(settings, overwrite_output_dir=True, dataset_name=str(rows)))
+    kept = snapshot(out)
+    assert {name: kept[name] for name in mine} == mine
+
+
+def test_a_run_goes_on_when_whoever_read_its_output_has_ended(tiny, tmp_path):
+    command = [sys.executable, ROOT / "hgpo.py", *tiny, "--output_dir", tmp_path / "run"]
+    command += ["--log_completions", "1"]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0 and len(log_of(tmp_path / "run")) == 5
+
+
+def test_results_that_were_damaged_are_named(lab_folder, tmp_path):
+    rows = str(few_rows(lab_folder, tmp_path, "test"))
+    settings = hgpo_settings(lab_folder, tmp_path / "run", max_steps=1, eval_dataset_name=rows)
+    hgpo.run(settings)
+    for damaged in ('{"hgpo": {}}', "{}", '{"hft": [], "hgpo": 1}'):
+        (tmp_path / "run" / "results.json").write_text(damaged)
+        with pytest.raises(InputError, match="results.json: damaged"):
+            hgpo.run(settings)
+
+
+def test_a_run_that_lost_its_log_goes_on(lab_folder, tmp_path, monkeypatch):
+    rows = str(few_rows(lab_folder, tmp_path, "test"))
+    settings = hgpo_settings(
+        lab_folder, tmp_path / "run", max_steps=4, eval_dataset_name=rows, eval_steps=2,
+        save_steps=2, num_iterations=1, eval_num_generations=1,
+    )  # fmt: skip
+    stopped_after(3, monkeypatch, hgpo.run, settings)
+    assert [row["step"] for row in log_of(tmp_path / "run")] == [1, 2, 2, 3]
+    (tmp_path / "run" / "log.jsonl").unlink()
+    hgpo.run(dataclasses.replace(settings, resume_from_checkpoint=True))
+    rows = log_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [2, 3, 4, 4]
+    assert [row["step"] for row in rows if "hybrid_accuracy" in row] == [2, 4]
+
+
 # ------------------------------------------------------------------ what may change, and what not
 
 
@@ -203,6 +262,23 @@ def test_rate_clip_and_length_may_be_changed_and_that_is_recorded(
     expected = {"learning_rate": [1e-3, 5e-4], "max_grad_norm": [1.0, 0.5], "max_steps": [6, 7]}
     assert recorded == {"after_step": 2, **expected}
     assert [row["step"] for row in log_of(tmp_path)] == list(range(1, 8))
+
+
+def test_a_change_counts_from_the_checkpoint_that_the_run_went_on_from(
+    lab_folder, tmp_path, monkeypatch
+):
+    settings = hft_settings(lab_folder, tmp_path, save_steps=2)
+    stopped_after(5, monkeypatch, lhrm.hft, settings)
+    (tmp_path / "checkpoint-000004" / ".metadata").write_bytes(b"")
+    slower = dataclasses.replace(settings, resume_from_checkpoint=True, learning_rate=5e-4)
+    with pytest.raises(InputError, match="checkpoint-000004 cannot be read"):
+        lhrm.hft(slower)
+    shutil.rmtree(tmp_path / "checkpoint-000004")
+    with pytest.raises(InputError, match="checkpoint-000002 lies beyond the last step, 1"):
+        lhrm.hft(dataclasses.replace(slower, max_steps=1))
+    lhrm.hft(slower)
+    recorded = json.loads((tmp_path / "settings.json").read_text())["changes"]
+    assert recorded == [{"after_step": 2, "learning_rate": [1e-3, 5e-4]}]
 
 
 def test_the_last_checkpoints_are_kept_and_a_ruined_one_is_not_the_only_one(
@@ -283,6 +359,31 @@ def test_five_updates_in_a_row_that_are_not_finite_end_the_run_and_leave_their_r
         json.loads(x) for x in (tmp_path / "not-finite-000007-0.jsonl").read_text().split("\n")[:-1]
     ]
     assert len(rows) == 16 and set(rows[0]) == {"prompt", "response", "reward", "advantages"}
+
+
+def test_a_model_that_was_ruined_is_neither_saved_nor_called_finished(lab_folder, tmp_path):
+    settings = hft_settings(lab_folder, tmp_path, learning_rate=3e38, max_steps=3, warmup_ratio=0)
+    with pytest.raises(InputError, match="weights are not finite after step 3: go on from"):
+        lhrm.hft(settings)
+    assert not list(tmp_path.glob("checkpoint-0*")) + list(tmp_path.glob("model*"))
+
+
+def test_no_checkpoint_is_saved_while_updates_are_left_out(lab_folder, tmp_path, monkeypatch):
+    loss, losses = hgpo.policy_loss, []
+
+    def infinite_from_the_third_on(**tensors):
+        losses.append(1)
+        return loss(**tensors) * (float("inf") if len(losses) > 2 else 1.0)
+
+    monkeypatch.setattr(hgpo, "policy_loss", infinite_from_the_third_on)
+    settings = hgpo_settings(
+        lab_folder, tmp_path, max_steps=20, num_iterations=1, save_steps=1,
+        max_tokens_per_device=10**6,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="5 times in a row"):
+        hgpo.run(settings)
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-000001", "checkpoint-000002"]
 
 
 def test_weights_that_are_not_finite_are_named_when_they_are_loaded(lab_folder, tmp_path):

@@ -486,6 +486,8 @@ def test_on_the_lab_each_method_starts_from_the_same_pi_hft_and_adds_its_results
         assert recorded["model_name_or_path"] == str(root / "hft")
     results = json.loads((root / "results.json").read_text())
     assert list(results) == ["hft", "hgpo", "dpo", "rft"]
+    for method in hgpo.METHODS:  # each with the figures of HFT that it was compared with
+        assert list(json.loads((root / method / "results.json").read_text())) == ["hft", method]
     files = {"model_name_or_path": str(root / "rft"), "dataset_name": rows["test"]}
     changes = {**files, "eval_num_generations": 2, "bf16": False, "output_dir": str(tmp_path / "e")}
     lhrm.run_eval(lhrm.EvalSettings(**{**lhrm.EVAL_ON_LAB, **changes}))
