@@ -737,8 +737,8 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
             outcome = train_and_evaluate(settings, queries, held_out, runtime, folder)
             runtime.on_first(lambda: report.write_outcome(outcome, folder.folder, root))
             folder.finish()
-        if held_out and cli.is_main_process():
-            report.show_outcome(folder.folder / "results.json", settings.method)
+        if (path := folder.folder / "results.json").exists() and cli.is_main_process():
+            report.show_outcome(path, settings.method)
     lhrm.stop()
 
 
