@@ -338,6 +338,10 @@ def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
     base, data = folder / "base", folder / "data"
 
     def write() -> int:
+        if (folder / "settings.json").exists():
+            raise InputError(
+                f"{folder} holds another run: give --model_name_or_path to go on with it"
+            )
         if not (base / "model.safetensors").exists():
             lab.write(base, data, seed)
             config = Config.from_pretrained(base)

@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -49,7 +50,9 @@ class Kind(NamedTuple):
 TRAINING = Kind(
     "settings.json", CHECKPOINT,
     ("checkpoint-partial", f"evaluated-{HASH}-*.jsonl", ".hft_tokens", ".deleted-*"),
-    (*WEIGHTS, "model.safetensors.index.json", "log.jsonl", "completions.jsonl", "results.json",
+    (*WEIGHTS, "model.safetensors.index.json", "config.json", "tokenizer.json",
+     "tokenizer_config.json", "generation_config.json", "log.jsonl", "completions.jsonl",
+     "results.json",
      f"samples-{HASH}-*.jsonl", "not-finite-[0-9]*.jsonl", "tensorboard/events.out.tfevents.*"),
     ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "hacc_margin",
      "log_completions", "logging_steps", "save_steps", "save_total_limit",
@@ -120,7 +123,8 @@ class Lock:
     """A file that one process at a time can hold. The system takes it from a process that ends."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.token = path, secrets.token_hex(8)
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        self.path, self.token = path, f"{holder}, {secrets.token_hex(8)}"
         try:
             import fcntl
         except ImportError:  # on Windows two runs in a folder are not told apart
@@ -134,7 +138,10 @@ class Lock:
                         break
                 except BlockingIOError:
                     self.file.close()
-                    raise InputError(f"{path.parent}: another run is at work here") from None
+                    other = path.read_text(encoding="utf-8").partition(",")[0]
+                    raise InputError(
+                        f"{path.parent}: another run is at work here: {other}"
+                    ) from None
                 except FileNotFoundError:  # its last holder has just released it
                     self.file.close()
                 except OSError:  # a file system without locks
@@ -225,7 +232,8 @@ class Run:
             goes_on = "--resume_from_checkpoint goes on with it"
             raise InputError(f"{folder} holds an unfinished run: {goes_on}, {advice}")
         if finished or progress:
-            changes = self.compare(record, hashes, progress, advice)
+            keep = "give what it was made with, or another --output_dir"
+            changes = self.compare(record, hashes, progress, f"{keep}; {advice}")
             if finished:
                 self.delete(kind.progress, *kind.temporary)  # in case a kill left some of it
             return finished, hashes, changes, progress, self.lock.token
@@ -284,11 +292,6 @@ class Run:
         now on holds this run. Of a run that goes on they are kept once its checkpoint is loaded."""
         shown = announce(title, self.settings, derived)
         self.record |= {**shown, "contents": self.contents, "changes": self.changes}
-        if cli.is_main_process():
-            for change in self.changes:
-                for name in change.keys() - {"after_step"}:
-                    old, new = change[name]
-                    print(f"  after step {change['after_step']}: {name}={new}, before {old}")
 
         def write() -> None:
             self.delete(".deleted-*")
@@ -356,6 +359,12 @@ class Run:
             optim_state_dict=state["optimizer"],
         )  # fmt: skip
         self.runtime.on_first(self.write_record)
+        if cli.is_main_process():
+            print(f"  goes on after step {self.step}")
+            for change in self.changes:
+                for name in change.keys() - {"after_step"}:
+                    old, new = change[name]
+                    print(f"  after step {change['after_step']}: {name}={new}, before {old}")
         return self.step
 
     def state(self) -> dict[str, Any]:

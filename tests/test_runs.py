@@ -93,7 +93,7 @@ def test_a_finished_run_that_is_started_again_says_so_and_touches_nothing(
     assert "run holds this run, finished; its own command starts over" in out
     table = shown[shown.index("held-out queries") :]
     assert out.endswith(table)  # its results are shown again
-    with pytest.raises(InputError, match="made with alpha = 1.0, not 0.5; --overwrite_output_dir"):
+    with pytest.raises(InputError, match="made with alpha = 1.0, not 0.5; give what it was"):
         hgpo.run(dataclasses.replace(again, alpha=0.5))
     assert snapshot(tmp_path / "run") == before
 
@@ -131,11 +131,19 @@ def test_a_folder_with_a_model_of_another_origin_is_not_written_to(lab_folder, t
 def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(lab_folder, tmp_path):
     settings = hft_settings(lab_folder, tmp_path, max_steps=1)
     lock = runs.Lock(tmp_path / ".settings.json.lock")
-    with pytest.raises(InputError, match="another run is at work here"):
+    with pytest.raises(InputError, match=f"another run is at work here: process {os.getpid()} on"):
         lhrm.hft(settings)
     lock.release()
     lhrm.hft(settings)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_lab_is_not_made_in_the_folder_of_another_run(lab_folder, tmp_path):
+    lhrm.hft(hft_settings(lab_folder, tmp_path, max_steps=1))
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="holds another run: give --model_name_or_path"):
+        hgpo.run(hgpo.HGPOSettings(**{**hgpo.HGPO_ON_LAB, "output_dir": str(tmp_path)}))
+    assert snapshot(tmp_path) == before
 
 
 def test_to_start_over_and_to_go_on_are_not_asked_for_together(lab_folder, tmp_path):
@@ -257,7 +265,9 @@ def test_rate_clip_and_length_may_be_changed_and_that_is_recorded(
     stopped_after(3, monkeypatch, lhrm.hft, settings)
     changes = {"learning_rate": 5e-4, "max_grad_norm": 0.5, "max_steps": 7}
     lhrm.hft(dataclasses.replace(settings, resume_from_checkpoint=True, **changes))
-    assert "after step 2: learning_rate=0.0005, before 0.001" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "goes on after step 2\n  after step 2: " in out
+    assert "after step 2: learning_rate=0.0005, before 0.001" in out
     (recorded,) = json.loads((tmp_path / "settings.json").read_text())["changes"]
     expected = {"learning_rate": [1e-3, 5e-4], "max_grad_norm": [1.0, 0.5], "max_steps": [6, 7]}
     assert recorded == {"after_step": 2, **expected}
