@@ -349,16 +349,22 @@ def test_an_update_that_is_not_finite_is_left_out_on_all_ranks(tiny, tmp_path):
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "bad").values())
 
 
-def test_five_updates_in_a_row_that_are_not_finite_end_the_run_and_leave_their_rows(
-    lab_folder, tmp_path, monkeypatch
-):
+def infinite_from_the_third_on(monkeypatch):
+    """Make the loss infinite from the third update on; returns a list that grows with each."""
     loss, losses = hgpo.policy_loss, []
 
-    def infinite_from_the_third_on(**tensors):
+    def faulty(**tensors):
         losses.append(1)
         return loss(**tensors) * (float("inf") if len(losses) > 2 else 1.0)
 
-    monkeypatch.setattr(hgpo, "policy_loss", infinite_from_the_third_on)
+    monkeypatch.setattr(hgpo, "policy_loss", faulty)
+    return losses
+
+
+def test_five_updates_in_a_row_that_are_not_finite_end_the_run_and_leave_their_rows(
+    lab_folder, tmp_path, monkeypatch
+):
+    losses = infinite_from_the_third_on(monkeypatch)
     settings = hgpo_settings(
         lab_folder, tmp_path, max_steps=20, num_iterations=1, max_tokens_per_device=10**6
     )
@@ -379,13 +385,7 @@ def test_a_model_that_was_ruined_is_neither_saved_nor_called_finished(lab_folder
 
 
 def test_no_checkpoint_is_saved_while_updates_are_left_out(lab_folder, tmp_path, monkeypatch):
-    loss, losses = hgpo.policy_loss, []
-
-    def infinite_from_the_third_on(**tensors):
-        losses.append(1)
-        return loss(**tensors) * (float("inf") if len(losses) > 2 else 1.0)
-
-    monkeypatch.setattr(hgpo, "policy_loss", infinite_from_the_third_on)
+    infinite_from_the_third_on(monkeypatch)
     settings = hgpo_settings(
         lab_folder, tmp_path, max_steps=20, num_iterations=1, save_steps=1,
         max_tokens_per_device=10**6,
