@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import hgpo
@@ -170,6 +170,55 @@ def log_of(folder):
 
 TIMINGS = ["step_time", "tokens_per_second"]
 TIMINGS += [f"timing/{phase}" for phase in ("rollout", "reward", "wait", "update")]
+
+
+def without_times(folder):
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in log_of(folder)]
+
+
+def assert_same_end(folder, whole):
+    """Both runs left the same weights, bit for bit, and the same log."""
+    mine, theirs = weights(folder), weights(whole)
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
+    assert without_times(folder) == without_times(whole)
+
+
+def stopped_after(updates, monkeypatch, train, settings):
+    """A run that ends without a word after so many updates."""
+    update, made = lhrm.optimizer_step, []
+
+    def die(*args):
+        made.append(1)
+        if len(made) > updates:
+            raise KeyboardInterrupt
+        return update(*args)
+
+    monkeypatch.setattr(lhrm, "optimizer_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    monkeypatch.setattr(lhrm, "optimizer_step", update)
+
+
+def configure(**values):
+    """Damage to a model folder that changes its configuration."""
+
+    def damage(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return damage
+
+
+def rewrite(change):
+    """Damage to a model folder that changes the tensors of its weights file."""
+
+    def damage(folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return damage
 
 
 def bare_tokenizer(folder, size=40):

@@ -1,15 +1,13 @@
 """Whatever a command is given, what is wrong with it is one line, and the exit code is 2."""
 
 import dataclasses
-import json
 import shutil
 import signal
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
-from safetensors.torch import load_file, save_file
+from conftest import configure, rewrite, run
 
 import hgpo
 import lhrm
@@ -186,26 +184,8 @@ def test_a_bad_file_of_rows_is_named(command, fails, lab_folder, tmp_path):
 # ------------------------------------------------------------------------------------------- models
 
 
-def config(**values):
-    def damage(folder):
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return damage
-
-
 def write(name, content):
     return lambda folder: (folder / name).write_bytes(content)
-
-
-def tensors(change):
-    def damage(folder):
-        path = folder / "model.safetensors"
-        values = load_file(path)
-        change(values)
-        save_file(values, path)
-
-    return damage
 
 
 NORM = "model.norm.weight"
@@ -223,7 +203,7 @@ FOLDERS = {
         for content in (b"", b"?", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"{}", b"PK\x03\x04")
     },
     **{
-        f"config: {name} {value!r}"[:40]: config(**{name: value})
+        f"config: {name} {value!r}"[:40]: configure(**{name: value})
         for name, value in [
             ("model_type", None), ("model_type", 7), ("model_type", "gpt2"), ("hidden_size", 0),
             ("hidden_size", "x"), ("hidden_size", 1e30), ("num_hidden_layers", 10**9),
@@ -234,12 +214,12 @@ FOLDERS = {
             ("tie_word_embeddings", 1), ("max_position_embeddings", "x"), ("mlp_bias", True),
         ]
     },
-    "a tensor less": tensors(lambda t: t.pop(NORM)),
-    "a tensor more": tensors(lambda t: t.update(more=t[NORM].clone())),
-    "a longer tensor": tensors(lambda t: t.update({NORM: t[NORM].repeat(2)})),
-    "whole numbers": tensors(lambda t: t.update({NORM: t[NORM].int()})),
-    "not a number": tensors(lambda t: t[NORM].fill_(float("nan"))),
-    "infinite": tensors(lambda t: t[NORM].fill_(float("inf"))),
+    "a tensor less": rewrite(lambda t: t.pop(NORM)),
+    "a tensor more": rewrite(lambda t: t.update(more=t[NORM].clone())),
+    "a longer tensor": rewrite(lambda t: t.update({NORM: t[NORM].repeat(2)})),
+    "whole numbers": rewrite(lambda t: t.update({NORM: t[NORM].int()})),
+    "not a number": rewrite(lambda t: t[NORM].fill_(float("nan"))),
+    "infinite": rewrite(lambda t: t[NORM].fill_(float("inf"))),
     "index without shards": write("model.safetensors.index.json", b'{"weight_map": {}}'),
     "index of nothing": write("model.safetensors.index.json", b"{}"),
     "index outside": write(

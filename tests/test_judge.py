@@ -9,13 +9,13 @@ import pytest
 import tokenizers
 import torch
 from conftest import (
-    TIMINGS,
+    assert_same_end,
     few_rows,
     hgpo_settings,
     log_of,
     needs_sandbox,
+    stopped_after,
     tiny_model,
-    weights,
 )  # fmt: skip
 from test_tokenizer import LLAMA3, TULU
 
@@ -353,27 +353,10 @@ def test_hgpo_takes_rewards_by_rule_and_by_the_reward_model_and_resumes_bit_for_
     assert any(entry["reward"] for entry in log)
     assert any("think/accuracy" in entry for entry in log)
 
-    step, updates = lhrm.optimizer_step, []
-
-    def die_in_step_4(*args):
-        updates.append(1)
-        if len(updates) == 4:
-            raise KeyboardInterrupt
-        return step(*args)
-
     killed = judged_settings(judged_world, lab_folder, tmp_path / "killed")
-    monkeypatch.setattr(lhrm, "optimizer_step", die_in_step_4)
-    with pytest.raises(KeyboardInterrupt):
-        hgpo.run(killed)
-    monkeypatch.undo()
+    stopped_after(3, monkeypatch, hgpo.run, killed)
     hgpo.run(dataclasses.replace(killed, resume_from_checkpoint=True))
-    whole = weights(tmp_path / "whole")
-    assert all(torch.equal(whole[k], v) for k, v in weights(tmp_path / "killed").items())
-    logs = [log, log_of(tmp_path / "killed")]
-    for entry in (*logs[0], *logs[1]):
-        for timing in TIMINGS:
-            entry.pop(timing, None)
-    assert logs[0] == logs[1]
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_an_evaluation_judges_each_query_in_its_own_way(judged_world, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, bare_tokenizer, run, tiny_model
+from conftest import TINY, bare_tokenizer, configure, rewrite, run, tiny_model
 from safetensors.torch import load_file, save_file
 
 import model as model_module
@@ -291,18 +291,6 @@ def test_a_model_saved_over_a_sharded_one_is_the_one_that_is_loaded(tmp_path, mo
     assert torch.equal(loaded["lm_head.weight"], tiny_model(seed=1).lm_head.weight)
 
 
-def rewrite(change):
-    """Damage that changes the tensors of the weights file."""
-
-    def damage(folder):
-        path = folder / "model.safetensors"
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path)
-
-    return damage
-
-
 def replace_by_folder(path):
     path.unlink()
     path.mkdir()
@@ -316,14 +304,6 @@ def cut(folder):
 def append(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes() + b"more")
-
-
-def configure(**values):
-    def damage(folder):
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return damage
 
 
 NORM = "model.norm.weight"

@@ -17,7 +17,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TIMINGS, few_rows, hft_settings, hgpo_settings, log_of, run, weights
+from conftest import (
+    ROOT,
+    assert_same_end,
+    few_rows,
+    hft_settings,
+    hgpo_settings,
+    log_of,
+    run,
+    stopped_after,
+    weights,
+)
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import hgpo
@@ -27,8 +37,6 @@ from data import cli, processes, runs
 from data.cli import InputError
 from data.processes import Stopped
 from data.rows import tokenize_rows
-
-INTERRUPT = KeyboardInterrupt
 
 
 @pytest.fixture
@@ -46,33 +54,6 @@ def snapshot(folder):
     """Every file below a folder: its contents and when it was written."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
-
-
-def without_times(folder):
-    drop = {*TIMINGS}
-    return [{k: v for k, v in row.items() if k not in drop} for row in log_of(folder)]
-
-
-def assert_same_end(folder, whole, log=True):
-    mine, theirs = weights(folder), weights(whole)
-    assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
-    assert not log or without_times(folder) == without_times(whole)
-
-
-def stopped_after(step, monkeypatch, train, settings):
-    """A run that ends without a word in the update after `step`."""
-    update, updates = lhrm.optimizer_step, []
-
-    def die(*args):
-        updates.append(1)
-        if len(updates) > step:
-            raise INTERRUPT
-        return update(*args)
-
-    monkeypatch.setattr(lhrm, "optimizer_step", die)
-    with pytest.raises(INTERRUPT):
-        train(settings)
-    monkeypatch.setattr(lhrm, "optimizer_step", update)
 
 
 # -------------------------------------------------------------------------------------- the folder

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,12 +16,14 @@ import torch
 from conftest import (
     ROOT,
     TIMINGS,
+    assert_same_end,
     baseline_settings,
     few_rows,
     hft_settings,
     hgpo_settings,
     log_of,
     run,
+    stopped_after,
     weights,
 )  # fmt: skip
 
@@ -283,19 +284,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
     train(make_settings(lab_folder, tmp_path / "again", **common))
 
     killed = make_settings(lab_folder, tmp_path / "killed", **common)
-    step = lhrm.optimizer_step
-    updates = []
-
-    def die_in_step_5(*args):
-        updates.append(1)
-        if len(updates) == (9 if name == "hgpo" else 5):  # which makes two updates a step
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(lhrm, "optimizer_step", die_in_step_5)
-    with pytest.raises(KeyboardInterrupt):
-        train(killed)
-    monkeypatch.undo()
+    stopped_after(8 if name == "hgpo" else 4, monkeypatch, train, killed)  # HGPO: two a step
     own_copy = tmp_path / "killed" / "checkpoint-000003-copy"
     shutil.copytree(tmp_path / "killed" / "checkpoint-000003", own_copy)
     assert len(log_of(tmp_path / "killed")) == 4
@@ -306,13 +295,8 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
 
     whole = weights(tmp_path / "whole")
     for other in ("again", "killed"):
-        assert all(torch.equal(whole[k], v) for k, v in weights(tmp_path / other).items())
-        logs = [log_of(tmp_path / "whole"), log_of(tmp_path / other)]
-        for entry in (*logs[0], *logs[1]):
-            for timing in TIMINGS:
-                entry.pop(timing, None)
-        assert logs[0] == logs[1]
-    tokens = [entry["num_tokens"] for entry in logs[0]]
+        assert_same_end(tmp_path / other, tmp_path / "whole")
+    tokens = [entry["num_tokens"] for entry in log_of(tmp_path / "whole")]
     assert tokens[0] > 0 and all(a < b for a, b in zip(tokens, tokens[1:]))
     assert not torch.equal(whole["model.norm.weight"], weights(polite)["model.norm.weight"])
 
@@ -510,8 +494,15 @@ def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
     deadline = time.monotonic() + 100
     while not any(killed.glob("checkpoint-0*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)  # torchrun passes it on to its workers
+    process.kill()
     process.wait()
+    while True:  # until torchrun's processes have seen that it is gone, too
+        assert time.monotonic() < deadline
+        try:
+            runs.Lock(killed / ".settings.json.lock").release()
+            break
+        except InputError:
+            time.sleep(0.2)
     assert not (killed / "model.safetensors").exists()
     run("hgpo.py", *settings, "--output_dir", killed, "--resume_from_checkpoint", processes=2)
     expected = weights(whole)
