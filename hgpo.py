@@ -418,14 +418,14 @@ def train(
     gamma = ESTIMATORS[settings.estimator] if settings.gamma is None else settings.gamma
 
     def evaluate_if_due(step: int) -> None:
-        due = evaluation and settings.eval_steps and step and step % settings.eval_steps == 0
-        if evaluation and due and not runtime.on_first(lambda: log.has_accuracy(step)):
+        if evaluation and settings.eval_steps and step and step % settings.eval_steps == 0:
             accuracy = evaluation(f"step {step}")["auto"]["hybrid_accuracy"]
             log.write(step, {"hybrid_accuracy": accuracy})
 
     bar = progress(range(first, steps), "HGPO", initial=first, total=steps, unit="step")
     with contextlib.closing(log), run.stoppable():
-        evaluate_if_due(first)  # if the run was stopped in it
+        if not runtime.on_first(lambda: log.has_accuracy(first)):
+            evaluate_if_due(first)  # the run was stopped in it
         for step in bar:  # l. 2 and 4 in one loop: I iterations of M steps
             watch = Stopwatch("update", "rollout", "reward", "wait")
             if reference and sync_steps and step % sync_steps == 0:

@@ -523,17 +523,9 @@ def run_eval(settings: EvalSettings) -> None:
         if runtime.rank == 0:
             report.show_evaluation(result, asked)
         if run:
-            model_name = Path(settings.model_name_or_path).resolve().name
+            export = settings.export, asked[-1], Path(settings.model_name_or_path).resolve().name
             runtime.on_first(
-                lambda: report.write_evaluation(
-                    run.folder,
-                    run.finished,
-                    result,
-                    records,
-                    settings.export,
-                    asked[-1],
-                    model_name,
-                )
+                lambda: report.write_evaluation(run.folder, run.finished, result, records, *export)
             )
             run.finish()
 

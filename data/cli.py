@@ -155,7 +155,7 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"{whoami()}{line}", file=sys.stderr, flush=True)
     if code is not None:
         sys.stdout.flush()
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if among_several():
             os._exit(code)  # without a clean-up that would wait for the other processes
         sys.exit(code)
 
@@ -168,10 +168,15 @@ def environment_number(name: str, default: int) -> int:
     return int(text)
 
 
+def among_several() -> bool:
+    """Whether torchrun started this process beside others."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def whoami() -> str:
     """What a line of a process among several begins with: rank and host, in a new line, since the
     first process may have a progress bar in this one."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not among_several():
         return ""
     return f"\n[rank {os.environ.get('RANK')} on {socket.gethostname()}] "
 
@@ -208,12 +213,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
+def named(path: str | Path) -> Iterator[None]:
     """Name the file in an error of the operating system: that of a write names none."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 

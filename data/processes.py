@@ -75,7 +75,6 @@ def watch(received: socket.socket) -> None:
     """End this process at a second signal, when the torchrun that started it has died, or when its
     main thread waits in C++ for another rank and cannot see a signal. In a thread of its own."""
     parent, under_torchrun = os.getppid(), "TORCHELASTIC_RUN_ID" in os.environ
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
     first, code = math.inf, 0
     while True:
         if select.select([received], [], [], 1.0)[0]:
@@ -86,7 +85,7 @@ def watch(received: socket.socket) -> None:
                 if time.monotonic() - first > SAME_SIGNAL:
                     os._exit(128 + asked[-1])
                 first, code = min(first, time.monotonic()), Stopped(asked[0]).code
-        if several and time.monotonic() - first > STUCK and not SIGNALS.received:
+        if cli.among_several() and time.monotonic() - first > STUCK and not SIGNALS.received:
             os.write(2, f"{cli.whoami()}stopped while it waited for another process\n".encode())
             os._exit(code)
         if under_torchrun and os.getppid() != parent:

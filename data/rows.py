@@ -22,7 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from data.cli import InputError, is_main_process, mix_seed, progress, read_json, write_json
+from data.cli import (
+    InputError,
+    is_main_process,
+    mix_seed,
+    named,
+    progress,
+    read_json,
+    write_json,
+)
 from data.modes import MODES, format_response, parse_response
 from data.tokenizer import ROLES, Messages, Tokenizer
 
@@ -52,7 +60,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     path = Path(path)
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        with named(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
@@ -64,8 +72,6 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(row, dict):
                     raise InputError(f"{path}:{number}: expected a JSON object")
                 yield f"{path}:{number}", row
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path}:{number + 1}: cannot be read: {error}") from None
     if number == 0:

@@ -24,6 +24,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
 from data import cli
 from data.cli import InputError
@@ -327,7 +328,6 @@ class Run:
             self.write_record()
             self.delete(self.kind.progress, *self.kind.temporary)
 
-        self.runtime.wait()
         self.runtime.on_first(write)
 
     # ------------------------------------------------------------------------------ checkpoints
@@ -388,9 +388,8 @@ class Run:
 
     def check_weights(self) -> None:
         """Raise InputError, on all ranks, if the policy's weights are not finite."""
-        shards = [
-            getattr(p, "_local_tensor", p).detach() for p in self.models["policy"].parameters()
-        ]
+        parameters = (p.detach() for p in self.models["policy"].parameters())
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
         finite = [torch.stack(s.aminmax()).isfinite().all() for s in shards if s.numel()]
         if self.runtime.max(float(not all(finite))):
             raise InputError(
