@@ -791,8 +791,11 @@ def train_and_evaluate(
             run.folder, f"evaluated-{made_with:016x}", runtime, report.Record.from_row
         )
         figures = evaluation(stage, kept)
-        few = runtime.on_first(lambda: report.examples(kept.read(), settings.eval_domain))
-        return {**figures, "examples": few}
+
+        def few() -> list[dict[str, str]]:
+            return report.examples(report.kept_records(kept, held_out), settings.eval_domain)
+
+        return {**figures, "examples": runtime.on_first(few)}
 
     outcome = {}
     if held_out:

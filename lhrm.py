@@ -563,8 +563,7 @@ def evaluate_setups(
         setups, kept,
     )  # fmt: skip
     if kept and runtime.rank == 0:
-        whole = kept.read()
-        records = [Record(query, whole[q].responses) for q, query in enumerate(queries)]
+        records = report.kept_records(kept, queries)
     for record, mode in zip(records, routed):
         responses = {**record.responses, "router": record.responses.get(mode, [])}
         record.responses = {setup: responses[setup] for setup in asked}

@@ -115,10 +115,9 @@ def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
         print(level_bars(setups[-1], result, setups[-1]))
 
 
-def examples(rows: dict[int, Record], domain: str | None) -> list[dict[str, str]]:
+def examples(records: Sequence[Record], domain: str | None) -> list[dict[str, str]]:
     """Three free responses: to the easiest and the hardest query of the headline domain, and to one
-    of another domain. rows: records by the number of the query."""
-    records = [rows[q] for q in sorted(rows)]
+    of another domain."""
     head = [r for r in records if domain is None or r.query.domain == domain]
     head.sort(key=lambda record: (len(record.query.level), record.query.level))
     other = [r for r in records if domain is not None and r.query.domain != domain] or head
@@ -423,6 +422,13 @@ def read_responses(path: Path, queries: Sequence[Query]) -> list[Record]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged; --overwrite_output_dir starts over") from None
     return records
+
+
+def kept_records(kept: Unfinished[Record], queries: Sequence[Query]) -> list[Record]:
+    """The kept responses to each of `queries`. Of these, not of the kept ones, come the labels: a
+    file may have got another name, after which a domain may be called."""
+    rows = kept.read()
+    return [Record(query, rows[q].responses) for q, query in enumerate(queries)]
 
 
 class Unfinished(Generic[T]):

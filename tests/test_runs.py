@@ -176,6 +176,24 @@ def test_results_that_were_damaged_are_named(lab_folder, tmp_path):
             hgpo.run(settings)
 
 
+def test_kept_evaluations_have_the_domain_of_the_file_that_is_read_now(
+    lab_folder, tmp_path, monkeypatch
+):
+    lines = [json.dumps({"prompt": f"{n}+1=", "answer": str(n + 1)}) for n in range(4)]
+    for name in ("aime", "renamed"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    settings = hgpo_settings(
+        lab_folder, tmp_path / "run", eval_dataset_name=str(tmp_path / "aime.jsonl"), max_steps=2,
+        save_steps=1, num_iterations=1, eval_domain="aime",
+    )  # fmt: skip
+    stopped_after(1, monkeypatch, hgpo.run, settings)
+    renamed = {"eval_dataset_name": str(tmp_path / "renamed.jsonl"), "eval_domain": "renamed"}
+    hgpo.run(dataclasses.replace(settings, resume_from_checkpoint=True, **renamed))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for stage in ("hft", "hgpo"):
+        assert results[stage]["queries"] == 4 and len(results[stage]["examples"]) == 3
+
+
 def test_a_run_that_lost_its_log_goes_on(lab_folder, tmp_path, monkeypatch):
     rows = str(few_rows(lab_folder, tmp_path, "test"))
     settings = hgpo_settings(
