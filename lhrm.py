@@ -387,6 +387,8 @@ class EvalSettings(EvalOptions):
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
     dataset_name: str = setting("runs/lab/data/test.jsonl", "files of queries, with commas between")
+    since: str | None = setting(None, "first contest_date of LiveCodeBench's, such as 2024-08-01")
+    until: str | None = setting(None, "last contest_date")
     modes: str = setting(
         "think,no_think,auto", "setups, with commas between: the mode is forced (think, no_think), "
         "the model chooses (auto), a classifier does (router). H_acc needs both forced modes",
@@ -480,7 +482,7 @@ def evaluate(
             if len(judged[q]) == len(setups[q]):
                 judged[q] = {setup: judged[q][setup] for setup in setups[q]}
                 if unfinished:
-                    unfinished.add(q, dataclasses.asdict(Record(queries[q], judged[q])))
+                    unfinished.add(q, Record(queries[q], judged[q]).row())
                 judged[q] = without_texts(judged[q])
                 bar.update()
     model.train()
@@ -497,7 +499,7 @@ def without_texts(responses: dict[str, list[Judged]]) -> dict[str, list[Judged]]
 def run_eval(settings: EvalSettings) -> None:
     """The `eval` command."""
     runtime = start(settings.bf16)
-    queries = read_queries(settings.dataset_name)
+    queries = read_queries(settings.dataset_name, settings.since, settings.until)
     check_domain(queries, settings.eval_domain)
     check_verifiers(settings.verifier, queries)
     asked = settings.modes.split(",")
@@ -505,7 +507,7 @@ def run_eval(settings: EvalSettings) -> None:
         raise InputError(f"--modes {min(unknown)}: expected {', '.join(MODES)}, auto or router")
     if settings.export != "none" and not settings.output_dir:
         raise InputError("--export needs --output_dir, where to write")
-    if settings.export in ("evalplus", "arena_hard") and not all(q.id for q in queries):
+    if settings.export not in ("none", "alpaca_eval") and not all(q.id for q in queries):
         raise InputError(f"--export {settings.export}: every row needs an id")
     names = ("model", "reward_model", "classifier")
     contents = {name: getattr(settings, name) for name in (f"{n}_name_or_path" for n in names)}

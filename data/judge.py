@@ -46,11 +46,11 @@ def check_verifiers(name: str, queries: Sequence[Query]) -> None:
 
 
 def programs_at_once() -> int:
-    """How many programs this process may judge at a time, of two processes each: its node's ranks
-    share the cores that they may use."""
+    """How many programs this process may judge at a time: its node's ranks share the cores that
+    they may use. Of a program's two processes one waits for the other."""
     affinity = getattr(os, "sched_getaffinity", None)  # there is none on macOS and Windows
     cores = len(affinity(0)) if affinity else os.cpu_count() or 2
-    return max(1, cores // 2 // environment_number("LOCAL_WORLD_SIZE", 1))
+    return max(1, cores // environment_number("LOCAL_WORLD_SIZE", 1))
 
 
 VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}
@@ -81,7 +81,7 @@ def judge(
     response = parse_response(text)
     well_formed = response.well_formed and completion.finished
     if query.tests and well_formed:
-        right, _ = run_tests(extract_code(response.answer), query.tests)
+        right, _ = run_tests(extract_code(response.answer, query.tests), query.tests)
     else:
         same = VERIFIERS[verifier]
         right = well_formed and any(same(response.answer, gold) for gold in query.answers)

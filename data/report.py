@@ -32,7 +32,10 @@ from data.processes import Runtime
 from data.rows import Query, read_rows
 from data.verify_code import extract_code
 
-EXPORTS = ("alpaca_eval", "evalplus", "arena_hard")
+EXPORTS = ("alpaca_eval", "evalplus", "arena_hard", "livecodebench")
+MAX_TESTS = (
+    10_000  # characters of a query's tests in a record; inputs and outputs may have millions
+)
 T = TypeVar("T")
 
 
@@ -52,9 +55,15 @@ class Record:
         """Whether there was anything to judge its responses by."""
         return all(j.reward is not None for judged in self.responses.values() for j in judged)
 
+    def row(self) -> dict[str, Any]:
+        """The record as it is written."""
+        row = asdict(self)
+        row["query"]["tests"] = row["query"]["tests"][:MAX_TESTS]
+        return row
+
     @classmethod
     def from_row(cls, query: dict[str, Any], responses: dict[str, list[Any]]) -> Record:
-        """Read back what `dataclasses.asdict` made of a record."""
+        """Read back what `row` made of a record."""
         judged = {setup: [Judged(**j) for j in row] for setup, row in responses.items()}
         return cls(Query(**query), judged)
 
@@ -387,28 +396,34 @@ def write_evaluation(
     if not finished or not figures.exists() or read_json(figures) != result:
         write_json(figures, result)
     if not finished:
-        write_rows(folder / "responses.jsonl", map(asdict, records))
+        write_rows(folder / "responses.jsonl", map(Record.row, records))
     if kind != "none":
         export(kind, records, setup, model, folder)
 
 
 def export(kind: str, records: Sequence[Record], setup: str, model: str, folder: Path) -> None:
-    """Write the first answer to each query, without its reasoning, for another evaluator."""
+    """Write the first answer to each query, without its reasoning, for another evaluator; for
+    LiveCodeBench, the programs of all."""
     rows: list[dict[str, Any]] = []
     for record in records:
-        query, answer = record.query, parse_response(record.responses[setup][0].text).answer
+        query = record.query
+        answers = [parse_response(response.text).answer for response in record.responses[setup]]
+        answer = answers[0]
         if kind == "alpaca_eval":
             asked = {"instruction": query.prompt[-1]["content"], "output": answer}
             rows.append({**asked, "generator": model, "dataset": query.dataset})
         elif kind == "evalplus":
-            rows.append({"task_id": query.id, "solution": extract_code(answer)})
+            rows.append({"task_id": query.id, "solution": extract_code(answer, query.tests)})
+        elif kind == "livecodebench":
+            programs = [extract_code(each, query.tests) for each in answers]
+            rows.append({"question_id": query.id, "code_list": programs})
         else:
             messages = [*query.prompt, {"role": "assistant", "content": {"answer": answer}}]
             ids = {"uid": query.id, "ans_id": f"{mix_seed(0, query.id, answer):016x}"}
             when = {"tstamp": time.time(), "metadata": {}}
             rows.append({**ids, "model": model, "messages": messages, **when})
-    if kind == "alpaca_eval":
-        write_json(folder / "alpaca_eval.json", rows)
+    if kind in ("alpaca_eval", "livecodebench"):
+        write_json(folder / f"{kind}.json", rows)
     else:
         write_rows(folder / f"{kind}.jsonl", rows)
 
@@ -421,7 +436,7 @@ def read_responses(path: Path, queries: Sequence[Query]) -> list[Record]:
             raise ValueError("a row is missing")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged; --overwrite_output_dir starts over") from None
-    return records
+    return [Record(query, record.responses) for query, record in zip(queries, records)]
 
 
 def kept_records(kept: Unfinished[Record], queries: Sequence[Query]) -> list[Record]:

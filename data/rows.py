@@ -3,7 +3,6 @@
 A bad row is refused with its file and line.
 """
 
-import ast
 import contextlib
 import functools
 import gzip
@@ -31,6 +30,7 @@ from data.cli import (
     read_json,
     write_json,
 )
+from data.code_rows import code_prompt, read_tests
 from data.modes import MODES, format_response, parse_response
 from data.tokenizer import ROLES, Messages, Tokenizer
 
@@ -132,11 +132,15 @@ def split_paths(paths: str | Path) -> list[str]:
     return names
 
 
+IDS = ("id", "task_id", "question_id", "problem_id", "uid")
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
 PROMPTS = ("prompt", "problem", "question", "instruction", "text")
 
 
 def prompt_of(row: dict[str, Any]) -> Any:
     """The prompt of a row, whatever its set calls it; Alpaca's `input` belongs to it."""
+    if not row.get("prompt") and (prompt := code_prompt(row)):
+        return prompt
     name = next((name for name in PROMPTS if row.get(name) and str(row[name]).strip()), "prompt")
     prompt, extra = row.get(name), row.get("input")
     if name == "instruction" and isinstance(extra, str) and extra.strip():
@@ -158,39 +162,59 @@ def final_answer(text: str) -> str:
     return text if "\n" in last else last
 
 
-def read_queries(path: str | Path) -> list[Query]:
+def read_queries(
+    path: str | Path, since: str | None = None, until: str | None = None
+) -> list[Query]:
     """Read queries for RL or evaluation from a file, or from several with commas between.
+
+    since, until: the first and the last `contest_date`, such as 2024-08-01, of those to read.
 
     A row has `prompt` and `answer`, a text or a list; or `prompt` and `tests`, Python code or a
     list of its parts; or only `prompt`, for a reward model to judge. Published sets' own names are
     read as well: PROMPTS for `prompt`; `solution` or `reward_model.ground_truth` for `answer`, and
-    GSM8K's, which follows ####; the tests of HumanEval and MBPP; `task_id` and `uid` for `id`. The
-    domain is the row's, or its source's, or its file's.
+    GSM8K's, which follows ####; the tests of HumanEval, MBPP, LiveCodeBench and APPS; `task_id`,
+    `question_id`, `problem_id` and `uid` for `id`; `difficulty` for `level`. The domain is the
+    row's, or its source's, or its file's.
     """
+    for name, day in (("since", since), ("until", until)):
+        if day is not None and not DATE.fullmatch(day):
+            raise InputError(f"--{name} {day}: expected a date such as 2024-08-03")
     queries = []
     for where, row in itertools.chain.from_iterable(map(read_rows, split_paths(path))):
+        if (since or until) and not in_time(row.get("contest_date"), since, until, where):
+            continue
         prompt = row_prompt(row, where)
         reward_model = row.get("reward_model")
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
         named = [row.get("answer"), row.get("solution"), truth]
         answer = next((given for given in named if given is not None), None)
         answers: list[Any] = answer if isinstance(answer, list) else [answer]
-        tests = read_tests(row, where)
+        tests = read_tests(row, where, prompt[-1]["content"])
         if tests or answer is None:
             answers = []  # beside tests, what is called so is a program that passes
         elif not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise InputError(f"{where}: expected an answer: text, or a list of accepted texts")
         answers = [final_answer(a) for a in answers]
-        labels = [row.get(key) for key in ("level", "domain", "source")]
+        level = row.get("level") if row.get("level") is not None else row.get("difficulty")
+        labels = [level, row.get("domain"), row.get("source")]
         if any(isinstance(label, (list, dict)) for label in labels):
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
         file = Path(where.rpartition(":")[0]).name
         domain = domain or source or file.partition(".")[0] or file
-        ids = [str(row[k]) for k in ("id", "task_id", "uid") if row.get(k) is not None]
+        ids = [str(row[k]) for k in IDS if row.get(k) is not None]
         part = str(row.get("dataset") or "")
         queries.append(Query(prompt, answers, level, domain, tests, "".join(ids[:1]), part))
+    if not queries:
+        raise InputError(f"{path}: no row has a contest_date from {since} to {until}")
     return queries
+
+
+def in_time(date: Any, since: str | None, until: str | None, where: str) -> bool:
+    """Whether a date, such as 2024-08-03T00:00:00, is in a range, its last day included."""
+    if not isinstance(date, str) or not DATE.match(date):
+        raise InputError(f"{where}: no contest_date such as 2024-08-03")
+    return (since or "") <= date[:10] <= (until or "9999")
 
 
 def check_domain(queries: Sequence[Query], domain: str | None) -> None:
@@ -219,44 +243,6 @@ def warn_of_positions(tokens: int, positions: int, source: Any) -> None:
     if tokens > positions and is_main_process():
         what = f"up to {tokens} tokens in a context, but the model has {positions} positions"
         print(f"warning: {source}: {what}", file=sys.stderr)
-
-
-def read_tests(row: dict[str, Any], where: str) -> str:
-    """The tests of a row as one text, or "": asserts, HumanEval's `check`, or functions in pytest's
-    way. Raises InputError for tests that every program would pass."""
-    tests = row.get("tests") or row.get("test_list") or row.get("test")
-    if not tests:
-        return ""
-    given = [row.get("test_imports") or [], row.get("test_setup_code") or [], tests]
-    parts = [part for value in given for part in (value if isinstance(value, list) else [value])]
-    if not all(isinstance(part, str) for part in parts):
-        raise InputError(f"{where}: tests are texts")
-    text = re.sub(r"(?m)^from solution import .*$", "", "\n".join(parts))  # it is there already
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InputError(f"{where}: the tests are not Python") from None
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    if "check" in functions:
-        # HumanEval's tests are a function of the program's, and use what its prompt defines; the
-        # prompt defines the program's function too, as yet without a body.
-        entry, prompt = row.get("entry_point"), row_prompt(row, where)[-1]["content"]
-        if not re.search(r"^check\(", text, re.MULTILINE):
-            if not isinstance(entry, str) or not entry.isidentifier():
-                raise InputError(f"{where}: tests with check need the name of an entry_point")
-            text += f"\ncheck({entry})"
-        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            ast.parse(prompt)
-            text = f"tested = {entry}\n{prompt}\n{entry} = tested\n{text}"
-        return text
-    named = [name for name in functions if name.startswith("test")]
-    if named:
-        return text + "".join(f"\n{name}()" for name in sorted(named))
-    runs = (ast.Assert, ast.For, ast.While, ast.With, ast.Try)
-    called = (isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) for n in body)
-    if not any(isinstance(node, runs) for node in body) and not any(called):
-        raise InputError(f"{where}: the tests test nothing")
-    return text
 
 
 # ----------------------------------------------------------------------------------- tokenized rows

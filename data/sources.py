@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data.cli import InputError
+from data.code_rows import read_tests
 from data.modes import parse_response
-from data.rows import as_messages, final_answer, prompt_of, read_rows, read_tests
+from data.rows import as_messages, final_answer, prompt_of, read_rows
 from data.verify_math import is_correct
 
 DOMAINS = ("general", "maths", "code", "other")
@@ -257,7 +258,7 @@ def generic(row: dict[str, Any]) -> Example:
     elif response.startswith(("<think>", SKY[0])):
         thinking, response = split_trace(response)
     try:
-        tests = read_tests(row, "row")
+        tests = read_tests(row, "row", prompt[-1]["content"])
     except InputError as error:
         raise Skip(str(error)) from None
     if row.get("answer") is not None and not golds and not response and not tests:

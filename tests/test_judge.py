@@ -396,7 +396,7 @@ def test_no_reward_model_is_loaded_that_no_query_needs(lab_folder):
 
 def test_the_ranks_of_a_node_share_the_cores_that_they_may_use(monkeypatch):
     monkeypatch.setattr(judges.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    for ranks, programs in (("1", 32), ("8", 4), ("48", 1)):
+    for ranks, programs in (("1", 64), ("8", 8), ("48", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         assert judges.programs_at_once() == programs
 

@@ -1,0 +1,161 @@
+"""Rows of programming benchmarks as they are published: their prompts, and their tests.
+
+HumanEval, MBPP and rows with tests in pytest's way give tests in Python. LiveCodeBench, APPS and
+sets of APPS' form (TACO, CodeContests' copies) give inputs and outputs, of the whole program or of
+one function; these are a JSON object of APPS' form. `verify_code.run_tests` runs both.
+"""
+
+import ast
+import base64
+import binascii
+import builtins
+import contextlib
+import json
+import pickletools
+import re
+import zlib
+from typing import Any
+
+from data.cli import InputError
+
+MAX_CASES = 2**30  # bytes of a problem's compressed tests, unpacked
+
+# ------------------------------------------------------------------------------------------ prompts
+
+# LiveCodeBench's own words, quoted, so that what is measured is comparable.
+LIVE_SYSTEM = (
+    "You are an expert Python programmer. You will be given a question (problem specification) and "
+    "will generate a correct Python program that matches the specification and passes all tests."
+)
+LIVE_STARTER = (
+    "You will use the following starter code to write the solution to the problem and enclose your "
+    "code within delimiters."
+)
+LIVE_STDIN = (
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly "
+    "test on the sample inputs). Enclose your code within delimiters as follows. Ensure that when "
+    "the python program runs, it reads the inputs, runs the algorithm and writes output to STDOUT."
+)
+
+
+def code_prompt(row: dict[str, Any]) -> Any:
+    """The prompt of a row of LiveCodeBench or APPS as the set's own harness has it, else None."""
+    starter = row.get("starter_code") or ""
+    if isinstance(content := row.get("question_content"), str) and isinstance(starter, str):
+        how, code = (LIVE_STARTER, starter) if starter else (LIVE_STDIN, "# YOUR CODE HERE")
+        text = f"### Question:\n{content}\n\n### Format: {how}\n```python\n{code}\n```\n\n"
+        text += "### Answer: (use the provided format with backticks)\n\n"
+        return [{"role": "system", "content": LIVE_SYSTEM}, {"role": "user", "content": text}]
+    question, given = row.get("question"), row.get("input_output")
+    if given and isinstance(question, str) and isinstance(starter, str):
+        with contextlib.suppress(ValueError, AttributeError):  # such tests are refused later
+            called = (json.loads(given) if isinstance(given, str) else given).get("fn_name")
+            form = "Call-Based" if called else "Standard Input"
+            code = f"\n{starter}" if starter else ""
+            return f"\nQUESTION:\n{question}{code}\nUse {form} format\nANSWER:\n"
+    return None
+
+
+# -------------------------------------------------------------------------------------------- tests
+
+
+def read_tests(row: dict[str, Any], where: str, prompt: str) -> str:
+    """The tests of a row as one text, or "" if it has none.
+
+    prompt: what HumanEval's tests need, the beginning of the program. Raises InputError for tests
+    that cannot be read, or that every program would pass.
+    """
+    try:
+        if cases := row.get("input_output"):
+            return as_cases(json.loads(cases) if isinstance(cases, str) else cases)
+        if "public_test_cases" in row or "private_test_cases" in row:
+            return live_code_bench(row)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error) as error:
+        raise InputError(f"{where}: tests by input and output: {error}") from None
+    tests = row.get("tests") or row.get("test_list") or row.get("test")
+    if not tests:
+        return ""
+    given = [row.get("test_imports") or [], row.get("test_setup_code") or [], tests]
+    parts = [part for value in given for part in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(part, str) for part in parts):
+        raise InputError(f"{where}: tests are texts")
+    return tests_in_python("\n".join(parts), row.get("entry_point"), prompt, where)
+
+
+def tests_in_python(text: str, entry_point: Any, prompt: str, where: str) -> str:
+    """Asserts, HumanEval's `check`, or functions in pytest's way: the whole of them, called."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(f"{where}: the tests are not Python") from None
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    named = isinstance(entry_point, str) and entry_point.isidentifier()
+    if "check" in functions:
+        # HumanEval's tests use what its prompt imports and defines, beside the program's function.
+        if not re.search(r"^check\(", text, re.MULTILINE):
+            if not named:
+                raise InputError(f"{where}: tests with check need the name of an entry_point")
+            text += f"\ncheck({entry_point})"
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            begun = ast.parse(prompt)
+            begun.body = [n for n in begun.body if getattr(n, "name", None) != entry_point]
+            text = f"{ast.unparse(begun)}\n{text}"
+        return text
+    if named and entry_point in vars(builtins):
+        text = f"from solution import {entry_point}\n{text}"  # not Python's own
+    if tests := sorted(name for name in functions if name.startswith("test")):
+        return text + "".join(f"\n{name}()" for name in tests)
+    runs = (ast.Assert, ast.For, ast.While, ast.With, ast.Try)
+    called = (isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) for n in body)
+    if not any(isinstance(node, runs) for node in body) and not any(called):
+        raise InputError(f"{where}: the tests test nothing")
+    return text
+
+
+def as_cases(given: Any) -> str:
+    """Inputs and outputs in APPS' form, checked."""
+    name, inputs, outputs = given.get("fn_name"), given["inputs"], given["outputs"]
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs:
+        raise ValueError("expected lists of inputs and outputs")
+    if len(inputs) != len(outputs):
+        raise ValueError(f"{len(inputs)} inputs, {len(outputs)} outputs")
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"a function called {name!r}")
+    return json.dumps({"fn_name": name, "inputs": inputs, "outputs": outputs})
+
+
+def live_code_bench(row: dict[str, Any]) -> str:
+    """LiveCodeBench's public and private tests in APPS' form."""
+    cases: list[dict[str, Any]] = []
+    for name in ("public_test_cases", "private_test_cases"):
+        given = row.get(name) or []
+        cases += unpacked(given) if isinstance(given, str) else given
+    metadata = row.get("metadata") or {}
+    function = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
+    if {case["testtype"] for case in cases} - {"functional" if function else "stdin"}:
+        raise ValueError("functional tests need a func_name, and others have none")
+    texts = {key: [case[key] for case in cases] for key in ("input", "output")}
+    if not all(isinstance(text, str) for values in texts.values() for text in values):
+        raise ValueError("expected texts")
+    return as_cases({"fn_name": function, "inputs": texts["input"], "outputs": texts["output"]})
+
+
+def unpacked(text: str) -> list[dict[str, Any]]:
+    """Tests as JSON, or in the published form: base64 of zlib of a pickle of the JSON text. The
+    pickle is read for its one text, never run."""
+    if not text.lstrip().startswith("["):
+        try:
+            packed = base64.b64decode(text, validate=True)
+        except binascii.Error:
+            raise ValueError("neither JSON nor base64") from None
+        stream = zlib.decompressobj()
+        pickled = stream.decompress(packed, MAX_CASES)
+        if stream.unconsumed_tail:
+            raise ValueError("too much data")
+        found = list(pickletools.genops(pickled))
+        texts = [argument for opcode, argument, _ in found if "UNICODE" in opcode.name]
+        others = {opcode.name for opcode, _, _ in found if "UNICODE" not in opcode.name}
+        if len(texts) != 1 or others - {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "STOP"}:
+            raise ValueError("a pickle of more than a text")
+        text = str(texts[0])
+    return json.loads(text)

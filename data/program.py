@@ -1,0 +1,222 @@
+"""The process of the program: it does what the tests ask for, through the pipe."""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import contextlib
+import copy
+import importlib
+import io
+import itertools
+import math
+import operator
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from data.pipe import HELD, Peer, Refused
+
+MAX_PRINTED = 16 * 2**20  # bytes that the program prints in a call
+
+
+def as_data(value: Any, base: type) -> Any:
+    """What an object that derives from plain data is as such, whatever its class has redefined."""
+    exact: dict[Any, Callable[[Any], Any]] = {
+        int: int.__int__, float: float.__float__, str: str.__str__, dict: dict.items,
+    }  # fmt: skip
+    return base((exact.get(base) or vars(base)["__iter__"])(value))
+
+
+def take(iterator: Iterator[Any], count: int) -> tuple[list[Any], BaseException | None]:
+    """(at most `count` next items, the exception that came instead of one more or None)."""
+    items: list[Any] = []
+    try:
+        for _ in range(count):
+            items.append(next(iterator))
+    except Exception as error:
+        return items, error
+    return items, None
+
+
+OPERATORS = [
+    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and_",
+    "or_", "xor",
+]  # fmt: skip
+COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
+NUMBERS: dict[str, Callable[..., Any]] = {  # what makes a number, or a truth, of an object
+    "abs": abs, "bool": bool, "int": int, "float": float, "complex": complex, "round": round,
+    "index": operator.index, "trunc": math.trunc, "floor": math.floor, "ceil": math.ceil,
+}  # fmt: skip
+OTHERS: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "len": len, "str": str,
+    "repr": repr, "hash": hash, "format": format, "iter": iter, "reversed": reversed,
+    "getitem": operator.getitem, "setitem": operator.setitem, "delitem": operator.delitem,
+    "enter": lambda manager: type(manager).__enter__(manager),
+    "exit": lambda manager, kind, error, _: type(manager).__exit__(manager, kind, error, None),
+    "instancecheck": lambda kind, value: isinstance(value, kind),
+    "subclasscheck": lambda kind, other: issubclass(other, kind),
+    "copy": copy.copy, "deepcopy": lambda value: copy.deepcopy(value),
+    "get": getattr, "set": setattr, "del": delattr, "next": take, "data": as_data,
+    "send": lambda generator, value: generator.send(value),
+    "throw": lambda generator, *error: generator.throw(*error),
+}  # fmt: skip
+BASES: tuple[type, ...] = (
+    int, float, str, bytes, tuple, frozenset, list, dict, set, bytearray, collections.deque,
+)  # fmt: skip
+UNCHANGING = BASES[:6]
+SPECIAL = {f"__{name.strip('_')}__" for name in (*OPERATORS, *COMPARISONS, *NUMBERS, "len", "iter")}
+SPECIAL |= {"__getitem__", "__contains__", "__neg__", *(f"__r{name}__" for name in OPERATORS)}
+# What LiveCodeBench's harness imports before the program: all names of these, then they themselves.
+HARNESS = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
+    "statistics", "itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing",
+)  # fmt: skip
+
+
+class Output(io.BytesIO):
+    """Standard output in memory. What is too much is lost."""
+
+    def write(self, data: Any) -> int:
+        super().write(bytes(data)[: max(0, MAX_PRINTED - self.tell())])
+        return len(data)
+
+    def close(self) -> None:
+        """The next call of the program prints here, too."""
+
+
+class Callback:
+    """A function of the tests that the program may call, or an iterator of theirs."""
+
+    def __init__(self, peer: Peer, held: int, name: str) -> None:
+        self._peer_, self._held_, self.__name__ = peer, held, name
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._peer_.ask("call", self, *arguments, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        items, error = self._peer_.ask("next", self, 1)
+        if error is not None:
+            raise error
+        return items[0]
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return self if owner is None else types.MethodType(self, owner)
+
+
+HELD.add(Callback)
+
+
+class Program(Peer):
+    """The program's end."""
+
+    first_number = 1
+
+    def __init__(self, code: str, reads: BinaryIO, writes: BinaryIO) -> None:
+        super().__init__(reads, writes)
+        self.code = code
+        self.module: types.ModuleType | None = None
+        self.callbacks: dict[int, Callback] = {}
+        self.given: dict[str, Any] = {}  # names that the program need not import
+        self.redirect("")
+        self.operations: dict[str, Callable[..., Any]] = {
+            **NUMBERS,
+            **OTHERS,
+            "name": self.name,
+            "main": self.main,
+        }
+        self.operations |= {"harness": self.harness, "call": lambda f, *a, **k: f(*a, **k)}
+
+    def perform(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
+        function = self.operations.get(operation) or getattr(operator, operation)
+        return function(*arguments, **options)
+
+    def redirect(self, text: str) -> None:
+        """Give the program this standard input, and an empty standard output."""
+        self.output = Output()
+        sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode("utf-8", "replace")), "utf-8")
+        sys.stdout = io.TextIOWrapper(self.output, "utf-8", "replace", write_through=True)
+
+    def printed(self) -> str:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        text = self.output.getvalue().decode("utf-8", "replace")
+        if text:
+            self.output.seek(0)
+            self.output.truncate()
+        return text
+
+    def compiled(self) -> types.CodeType:
+        return compile(self.code, "program.py", "exec", dont_inherit=True)
+
+    def name(self, name: str) -> Any:
+        """What the program calls `name` now."""
+        if self.module is None:
+            self.module = sys.modules["program"] = types.ModuleType("program")
+            vars(self.module).update(self.given)
+            try:
+                exec(self.compiled(), vars(self.module))
+            except BaseException as error:
+                text = f"the program failed to load: {type(error).__name__}: {error}"
+                raise Refused(text) from None
+        value = vars(self.module).get(name, self.given)
+        if value is self.given.get(name, self.given):  # not the program's, or only the harness's
+            raise NameError(f"name {name!r} is not defined")
+        return value
+
+    def harness(self) -> None:
+        """Prepare for tests by input and output, as LiveCodeBench does."""
+        sys.setrecursionlimit(50_000)
+        opens = builtins.open
+
+        def open_input(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            if file in (0, "/dev/stdin"):
+                return sys.stdin.buffer if "b" in mode else sys.stdin
+            return opens(file, mode, *arguments, **options)
+
+        builtins.open = open_input
+        for module in map(importlib.import_module, HARNESS):
+            public = getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"])
+            self.given |= {name: getattr(module, name) for name in public}
+        self.given |= {name: importlib.import_module(name) for name in HARNESS}
+
+    def main(self, text: str) -> str:
+        """What the program prints when it is run with this standard input."""
+        self.redirect(text)
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        vars(module).update(self.given, stdin=sys.stdin, stdout=sys.stdout)
+        with contextlib.suppress(SystemExit):
+            exec(self.compiled(), vars(module))
+        return self.printed()
+
+    def encode_other(self, value: Any) -> Any:
+        kind, number = type(value), self.keep(value)
+        if hasattr(kind, "__next__") and hasattr(kind, "__iter__"):
+            return ["iterator", number]
+        fixed = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+        base = next((base for base in BASES if issubclass(kind, base)), None)
+        if base is None:
+            return ["held", number, "", kind.__eq__ is not object.__eq__, fixed]
+        names = SPECIAL | {name for name in dir(base) if name[0] != "_"}
+        between = itertools.takewhile(lambda part: part is not base, kind.__mro__)
+        redefines = any(names & vars(part).keys() for part in between)
+        if base in UNCHANGING and not redefines:
+            return ["dressed", number, base.__name__, self.encode(as_data(value, base))]
+        return ["held", number, base.__name__, redefines, fixed]
+
+    def decode_other(self, kind: str, rest: list[Any]) -> Any:
+        number, name = rest  # kind is "callback"
+        return self.callbacks.setdefault(number, Callback(self, number, name))
+
+
+def serve_program(code: str, reads: BinaryIO, writes: BinaryIO) -> None:
+    """Do with the program what the tests ask for, until they end."""
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as outside, where site makes them
+    program = Program(code, reads, writes)
+    with contextlib.suppress(Refused):  # the other end is gone
+        while True:
+            program.serve(program.receive())
