@@ -612,6 +612,7 @@ def sample_once(
     n = settings.num_generations
     named = ("num_generations", "temperature", "max_completion_length", "verifier", "bf16", "seed")
     contents = {k: v for k, v in run.contents.items() if not k.startswith("eval_")}
+    contents["rewards"] = reward_model and [reward_model.shift, reward_model.scale]
     made_with = mix_seed(repr([contents, [getattr(settings, name) for name in named]]))
     done = report.Unfinished(run.folder, f"samples-{made_with:016x}", runtime, Sampled)
     mine = runtime.share([q for q in range(len(queries)) if q not in done.rows])
@@ -751,10 +752,7 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """The trained model, in the folder of `run`. Returns the figures of π_HFT, under "hft", and its
     own, under the method's name; none without held-out queries."""
-    reward_model = load_reward_model(
-        settings.reward_model_name_or_path, settings.reward_batch_size, [*queries, *held_out],
-        runtime.device, settings.offload_reward_model,
-    )  # fmt: skip
+    reward_model = load_reward_model(settings, [*queries, *held_out], runtime.device, run)
     source = str(settings.model_name_or_path)
     policy, tokenizer = lhrm.load_policy(source, runtime, settings.gradient_checkpointing)  # l. 1
     reference = None
@@ -771,6 +769,12 @@ def train_and_evaluate(
         (settings.eval_dataset_name, held_out, settings.eval_max_completion_length),
     ):
         check_contexts(asked, tokenizer, limit, policy.config.max_position_embeddings, name)
+    if reward_model:
+        with lhrm.gathered(policy):
+            derived["reward_shift"] = reward_model.find_shift(
+                policy, tokenizer, [queries, held_out], runtime, settings.seed,
+                settings.max_completion_length, settings.rollout_batch_size, settings.temperature,
+            )  # fmt: skip
     run.begin(settings.method.upper(), derived)
 
     def evaluation(stage: str, kept: report.Unfinished[Any] | None = None) -> dict[str, Any]:
@@ -786,6 +790,7 @@ def train_and_evaluate(
         free = ("eval_batch_size", "eval_steps", "eval_domain", "eval_dataset_name")
         asked = {k: v for k, v in vars(settings).items() if k.startswith("eval_") and k not in free}
         asked |= {k: v for k, v in run.contents.items() if k.startswith(("eval_", "reward_"))}
+        asked["rewards"] = reward_model and [reward_model.shift, reward_model.scale]
         made_with = mix_seed(repr([weights, asked, settings.seed, settings.verifier]))
         kept = report.Unfinished(
             run.folder, f"evaluated-{made_with:016x}", runtime, report.Record.from_row

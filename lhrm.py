@@ -31,9 +31,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data import classify, lab, processes, report
+from data import classify, judge, lab, processes, report
 from data.cli import InputError, mix_seed, progress, setting
-from data.judge import VERIFIERS, Judged, RewardModel, check_verifiers, judge_all, load_reward_model
+from data.judge import Judged, RewardModel, check_verifiers, judge_all, load_reward_model
 from data.modes import MODES, NO_THINK, THINK
 from data.processes import PATIENCE, Runtime, start, stop
 from data.report import Log, Record, Stopwatch, Unfinished
@@ -358,13 +358,9 @@ def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
 
 
 @dataclass
-class EvalOptions:
+class EvalOptions(judge.JudgeOptions):
     """How to judge responses, and how to evaluate a model."""
 
-    reward_model_name_or_path: str | None = setting(None, "judge of queries without an answer")
-    reward_batch_size: int = setting(16, "answers that the reward model judges at once")
-    offload_reward_model: bool = setting(False, "keep it on the CPU while it does not judge")
-    verifier: str = setting("rule", "rule: data/verify_math.py; or a package", tuple(VERIFIERS))
     eval_domain: str | None = setting(None, "domain of the main figures; unset: all rows")
     eval_num_generations: int = setting(4, "responses to a query in each mode and freely")
     eval_temperature: float = setting(SAMPLING["temperature"], "temperature of evaluations")
@@ -546,15 +542,19 @@ def evaluate_setups(
     # The router's answers are those of the forced mode that it picks.
     setups = [sorted({m if setup == "router" else setup for setup in asked}) for m in routed]
     reward_model = None  # queries without a definite answer need not be judged here
-    if name := settings.reward_model_name_or_path:
-        reward_model = load_reward_model(
-            name, settings.reward_batch_size, queries, runtime.device,
-            settings.offload_reward_model,
-        )  # fmt: skip
+    if settings.reward_model_name_or_path:
+        reward_model = load_reward_model(settings, queries, runtime.device, run)
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
     limit, positions = settings.eval_max_completion_length, model.config.max_position_embeddings
     check_contexts(queries, tokenizer, limit, positions, settings.dataset_name)
-    derived, kept = {"queries": len(queries)}, None
+    derived: dict[str, Any] = {"queries": len(queries)}
+    kept = None
+    if reward_model:
+        with gathered(model):
+            derived["reward_shift"] = reward_model.find_shift(
+                model, tokenizer, [queries], runtime, settings.seed, limit,
+                settings.eval_batch_size, settings.eval_temperature, settings.eval_top_p,
+            )  # fmt: skip
     if run:
         run.begin("Evaluation", derived)
         kept = Unfinished(run.folder, "unfinished", runtime, Record.from_row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -14,14 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data.cli import InputError, environment_number
-from data.modes import parse_response
+from data.cli import InputError, environment_number, mix_seed, progress, setting
+from data.modes import MODES, parse_response
+from data.processes import Runtime
 from data.rows import Query
+from data.runs import Run
 from data.tokenizer import Messages, Tokenizer
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
 from model import Config, Transformer
-from sample import Completion
+from sample import Completion, generate_as_completed
+
+FIRST_BATCH = 64  # responses in each mode, which show a reward model's usual logit
 
 
 def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
@@ -54,6 +59,20 @@ def programs_at_once() -> int:
 
 
 VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}
+
+
+@dataclass
+class JudgeOptions:
+    """How to judge responses."""
+
+    reward_model_name_or_path: str | None = setting(None, "judge of queries without an answer")
+    reward_batch_size: int = setting(16, "answers that the reward model judges at once")
+    offload_reward_model: bool = setting(False, "keep it on the CPU while it does not judge")
+    reward_shift: float | None = setting(
+        None, "its logit that is worth 0.5; unset: the mean of a first batch", minimum=-math.inf
+    )
+    reward_scale: float = setting(1.0, "its logits, less the shift, are divided by it", None, 1e-6)
+    verifier: str = setting("rule", "rule: data/verify_math.py; or a package", tuple(VERIFIERS))
 
 
 @dataclass
@@ -135,20 +154,24 @@ def judge_all(
 class RewardModel:
     """The judge of answers to queries without a definite one (Eq. 7): a sequence classifier.
 
-    It gives an answer a logit, without bounds. The reward is the logit's sigmoid, which lies in
-    (0, 1) like the rewards by rule: δ (Eq. 9) and the margin of H_acc are made for that scale.
+    It gives an answer a logit, without bounds. The reward, the sigmoid of (logit − shift) / scale,
+    lies in (0, 1) like the rewards by rule: δ (Eq. 9) and the margin of H_acc are made for that
+    range. The logits of many such models are all far from 0, where sigmoids are about equal, and
+    these margins would decide everything: hence the shift, a usual logit.
 
     Every process holds it whole, since each has answers of its own to judge: in a sharded model, a
     process with fewer batches would leave the others waiting. bf16 on a GPU, else fp32.
     """
 
     def __init__(
-        self, folder: str | Path, batch_size: int, device: torch.device, offload: bool = False
-    ) -> None:
+        self, folder: str | Path, batch_size: int, device: torch.device, offload: bool = False,
+        shift: float | None = 0.0, scale: float = 1.0,
+    ) -> None:  # fmt: skip
         """Load a model folder. batch_size: how many conversations are judged at once. offload: keep
-        the model in the CPU's memory while it does not judge."""
+        the model in the CPU's memory while it does not judge. shift: None if it is to be found."""
         config = Config.from_pretrained(folder)
         self.batch_size, self.device, self.offload = batch_size, device, offload
+        self.shift, self.scale = shift, scale
         self.tokenizer = Tokenizer.from_pretrained(folder, mode_tags=False)
         unfit = {
             "it has no score head": not config.score_head,
@@ -161,13 +184,18 @@ class RewardModel:
         where = "cpu" if offload else device
         self.model = Transformer.from_pretrained(folder, dtype, where).eval()
 
-    @torch.no_grad()
     def rewards(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
-        """r(o) of Eq. 7 for each answer to its prompt: (R,) fp64 in (0, 1), on the CPU.
+        """r(o) of Eq. 7 for each answer to its prompt: (R,) fp64 in (0, 1), on the CPU."""
+        assert self.shift is not None, "find_shift comes first"
+        return ((self.logits(prompts, answers) - self.shift) / self.scale).sigmoid()  # Eq. 7
 
-        The logit is read at the last token that the chat template writes, where such models are
-        trained to give it. Equal conversations are judged once, so that equal answers get equal
-        rewards (Eq. 9). One that is longer than the model's positions gets 0, with a warning.
+    @torch.no_grad()
+    def logits(self, prompts: Sequence[Messages], answers: Sequence[str]) -> Tensor:
+        """The logit of each answer to its prompt: (R,) fp64, on the CPU.
+
+        It is read at the last token that the chat template writes, where such models are trained to
+        give it. Equal conversations are judged once, so that equal answers get equal rewards
+        (Eq. 9). One that is longer than the model's positions gets −∞, with a warning.
         """
         rows = []
         for prompt, answer in zip(prompts, answers):
@@ -190,23 +218,84 @@ class RewardModel:
         found = torch.tensor([logits[row] for row in rows], dtype=torch.float64)
         if found.isnan().any():
             raise InputError("the reward model's logits are not numbers: its weights are damaged")
-        return found.sigmoid()  # Eq. 7
+        return found
+
+    def find_shift(
+        self,
+        policy: Transformer,
+        tokenizer: Tokenizer,
+        sets: Sequence[Sequence[Query]],
+        runtime: Runtime,
+        seed: int,
+        max_new_tokens: int,
+        batch_size: int,
+        temperature: float,
+        top_p: float = 1.0,
+    ) -> float:
+        """The shift. Unless it is known, it becomes the mean logit of a first batch of answers.
+
+        These are `policy`'s, its parameters being gathered, to queries without a definite answer,
+        evenly spaced in the first of `sets` that has any. They are sampled for that alone: all
+        ranks take part at the same point, before anything else is judged, and neither their number
+        nor a batch size changes the shift beyond rounding. If no answer can be judged, it is 0,
+        with a warning.
+        """
+        if self.shift is not None:
+            return self.shift
+        [queries, *_] = filter(None, ([q for q in s if not q.definite] for s in sets))
+        asked = [
+            (queries[i * len(queries) // FIRST_BATCH], mode, mix_seed(seed, "shift", i, mode))
+            for mode in MODES
+            for i in range(FIRST_BATCH)
+        ]
+        mine = runtime.share(asked)  # on some ranks none
+        groups = generate_as_completed(
+            policy, tokenizer, [tokenizer.encode_chat(query.prompt) for query, _, _ in mine],
+            modes=[mode for _, mode, _ in mine], seed=[own_seed for _, _, own_seed in mine],
+            max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature,
+            top_p=top_p,
+        )  # fmt: skip
+        bar = progress(groups, "reward shift", total=len(mine), unit="response")
+        prompts, answers = [], []
+        with runtime.apart():
+            for place, [completion] in bar:
+                query, _, _ = mine[place]
+                judged = judge(query, completion, tokenizer)
+                if judged.well_formed:
+                    prompts.append(query.prompt)
+                    answers.append(parse_response(judged.text).answer)
+            logits = self.logits(prompts, answers).tolist()
+        found = list(filter(math.isfinite, itertools.chain(*runtime.gather([logits]))))
+        if not found and runtime.rank == 0:
+            warnings.warn(
+                f"none of the first {len(asked)} responses can be judged: rewards are not shifted "
+                "unless by --reward_shift",
+                stacklevel=2,
+            )
+        self.shift = math.fsum(found) / len(found) if found else 0.0
+        return self.shift
 
 
 def load_reward_model(
-    folder: str | None, batch_size: int, queries: Sequence[Query], device: torch.device,
-    offload: bool = False,
-) -> RewardModel | None:  # fmt: skip
-    """The reward model in `folder`, or None if all `queries` have a definite answer.
+    settings: JudgeOptions, queries: Sequence[Query], device: torch.device, run: Run | None
+) -> RewardModel | None:
+    """The reward model, or None if all `queries` have a definite answer. Its shift is the one that
+    is given, else the one that `run` had before it was stopped, else still to be found.
 
-    Raises InputError if one is needed and no folder is given.
+    Raises InputError if a reward model is needed and none is given.
     """
     indefinite = [query for query in queries if not query.definite]
     if not indefinite:
         return None
-    if folder is None:
+    if settings.reward_model_name_or_path is None:
         raise InputError(
             f"{len(indefinite)} of {len(queries)} queries have neither an answer nor tests, first "
             f"{indefinite[0].prompt[-1]['content'][:60]!r}: give --reward_model_name_or_path"
         )
-    return RewardModel(folder, batch_size, device, offload)
+    shift = settings.reward_shift
+    if shift is None and run:
+        shift = run.derived.get("reward_shift")
+    return RewardModel(
+        settings.reward_model_name_or_path, settings.reward_batch_size, device,
+        settings.offload_reward_model, shift, settings.reward_scale,
+    )  # fmt: skip

@@ -185,7 +185,7 @@ class Run:
         try:
             paths = {name: path for name, path in made_from.items() if path}
             found = runtime.on_first(lambda: self.claim(paths))
-            self.finished, self.contents, self.changes, self.newest, token = found
+            self.finished, self.contents, self.changes, self.derived, self.newest, token = found
             problems = runtime.gather([self.what_is_missing_here(token)])
             if any(problems):
                 raise InputError(next(filter(None, problems)))
@@ -210,7 +210,8 @@ class Run:
 
     def claim(self, paths: dict[str, str]) -> tuple[Any, ...]:
         """Take the folder, on rank 0. Returns whether it holds this run, finished; a hash for each
-        of `paths`; changes of settings so far; the newest checkpoint, if any; the lock's token."""
+        of `paths`; changes of settings so far; what followed from the settings when it began, if it
+        has begun; the newest checkpoint, if any; the lock's token."""
         settings, folder, kind = self.settings, self.folder, self.kind
         if settings.overwrite_output_dir and settings.resume_from_checkpoint:
             both = "--overwrite_output_dir starts over, --resume_from_checkpoint goes on"
@@ -221,7 +222,7 @@ class Run:
         hashes = {name: digest(path) for name, path in paths.items()}
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = Lock(folder / f".{kind.file}.lock")
-        nothing: tuple[Any, ...] = (False, hashes, [], None, self.lock.token)
+        nothing: tuple[Any, ...] = (False, hashes, [], {}, None, self.lock.token)
         if settings.overwrite_output_dir:
             return nothing
         advice = "--overwrite_output_dir starts over"
@@ -237,9 +238,12 @@ class Run:
             changes = self.compare(record, hashes, progress, f"{keep}; {advice}")
             if finished:
                 self.delete(kind.progress, *kind.temporary)  # in case a kill left some of it
-            return finished, hashes, changes, progress, self.lock.token
+            return finished, hashes, changes, record["derived"], progress, self.lock.token
         if kind is TRAINING and not record and any(any(folder.glob(name)) for name in WEIGHTS):
             raise InputError(f"{folder} holds a model that was not trained in it: {advice}")
+        with contextlib.suppress(InputError):  # it is this run, stopped before a checkpoint
+            self.compare(record, hashes, None, advice)
+            return False, hashes, [], record["derived"], None, self.lock.token
         return nothing
 
     def compare(
@@ -249,10 +253,12 @@ class Run:
         run has the same results but for these."""
         path = self.folder / self.kind.file
         old, made_from = record.get("settings"), record.get("contents")
-        changes = record.get("changes")
+        changes, derived = record.get("changes"), record.get("derived")
         if not (
             isinstance(old, dict) and isinstance(made_from, dict) and isinstance(changes, list)
-        ):
+            and isinstance(derived, dict)
+            and isinstance(derived.get("reward_shift", 0.0), (int, float))
+        ):  # fmt: skip
             raise InputError(f"{path}: it does not say what the folder holds; {advice}")
         changed = {}
         for name, value in dataclasses.asdict(self.settings).items():

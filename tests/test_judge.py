@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -10,10 +11,12 @@ import tokenizers
 import torch
 from conftest import (
     assert_same_end,
+    baseline_settings,
     few_rows,
     hgpo_settings,
     log_of,
     needs_sandbox,
+    run,
     stopped_after,
     tiny_model,
 )  # fmt: skip
@@ -22,14 +25,14 @@ from test_tokenizer import LLAMA3, TULU
 import hgpo
 import lhrm
 from data import judge as judges
-from data.cli import InputError
-from data.judge import Judged, RewardModel, judge, judge_all, load_reward_model
-from data.modes import NO_THINK
+from data.cli import InputError, mix_seed, parse_settings
+from data.judge import Judged, JudgeOptions, RewardModel, judge, judge_all, load_reward_model
+from data.modes import MODES, NO_THINK, parse_response
 from data.report import TOTALS, step_metrics
 from data.rows import Query, read_queries
 from data.tokenizer import CHATML, Tokenizer
 from model import Transformer
-from sample import Completion
+from sample import Completion, generate
 
 QUESTION = {"role": "user", "content": "2+2?\n"}
 ANSWER = {"role": "assistant", "content": "4, of course."}
@@ -284,6 +287,106 @@ def test_eq7_each_query_is_judged_in_its_own_way_and_in_its_own_place():
     assert [answer for _, answer in shown] == ["a", "b"]
 
 
+# --------------------------------------------------------------------- shift and scale of a logit
+
+
+def test_eq7_a_reward_is_the_sigmoid_of_the_logit_less_the_shift_over_the_scale(tmp_path):
+    folder, cpu = reward_folder(tmp_path), torch.device("cpu")
+    plain = RewardModel(folder, 4, cpu)
+    logits = plain.logits(PROMPTS, ANSWERS).tolist()
+    assert len(set(logits)) == 5
+    for shift, scale in ((0.0, 1.0), (3.0, 1.0), (0.0, 2.0), (-10.0, 5.0)):
+        model = RewardModel(folder, 4, cpu, False, shift, scale)
+        expected = [1 / (1 + math.exp(-(logit - shift) / scale)) for logit in logits]
+        assert model.rewards(PROMPTS, ANSWERS).tolist() == pytest.approx(expected, rel=1e-9)
+    middle = RewardModel(folder, 4, cpu, False, plain.logits(PROMPTS[:1], ANSWERS[:1]).item())
+    assert middle.rewards(PROMPTS[:1], ANSWERS[:1]).item() == 0.5
+
+
+def shift_of(texts, values, sets, monkeypatch, others=()):
+    """The shift that is found where the responses to the queries are `texts` in turn, and the
+    logits of their answers `values` in turn; the queries that were asked; the judged answers.
+
+    others: logits that other ranks have found.
+    """
+    asked, judged = [], []
+
+    def drawn(policy, tokenizer, prompts, *, modes, seed, **sampling):
+        assert sampling == {"max_new_tokens": 9, "batch_size": 8, "temperature": 0.7, "top_p": 1.0}
+        assert len(set(seed)) == len(prompts)
+        asked.extend(zip(prompts, modes))
+        yield from ((i, [completion(texts[i % len(texts)])]) for i in range(len(prompts)))
+
+    def logits(prompts, answers):
+        judged.extend(answers)
+        return torch.tensor([values[i % len(values)] for i in range(len(answers))])
+
+    monkeypatch.setattr(judges, "generate_as_completed", drawn)
+    tokenizer = SimpleNamespace(encode_chat=lambda p: p[0]["content"], decode=PLAIN.decode)
+    model, runtime = SimpleNamespace(shift=None, logits=logits), lhrm.start(False)
+    monkeypatch.setattr(runtime, "gather", lambda mine: [*mine, *others])
+    if others:  # this rank has nothing to ask
+        monkeypatch.setattr(runtime, "share", lambda items: [])
+    shift = RewardModel.find_shift(model, None, tokenizer, sets, runtime, 0, 9, 8, 0.7)
+    assert model.shift == shift == RewardModel.find_shift(model, *[None] * 7, 0.7)
+    return shift, asked, judged
+
+
+def asking(*names, answers=()):
+    return [Query([{"role": "user", "content": name}], [*answers], "", "") for name in names]
+
+
+def test_the_shift_is_the_mean_logit_of_answers_in_both_modes_to_queries_without_one(monkeypatch):
+    monkeypatch.setattr(judges, "FIRST_BATCH", 2)
+    maths, open_ended, held_out = asking("1+1=", answers=["2"]), asking("a", "b"), asking("c")
+    texts = ["<think>hm</think>4", "<think></think>6", "<no_think>5</no_think>"]
+    texts.append("<no_think>7</no_think>")
+    values = [10.0, 12.5, -math.inf]  # the last: of an answer that is too long
+    found = shift_of(texts, values, [maths + open_ended, held_out], monkeypatch)
+    asked = [("a", "think"), ("b", "think"), ("a", "no_think"), ("b", "no_think")]
+    assert found == (11.25, asked, ["4", "5", "7"])  # "6" is malformed
+    _, asked, _ = shift_of(texts, values, [maths, held_out], monkeypatch)
+    assert asked == [("c", "think")] * 2 + [("c", "no_think")] * 2  # none to train on is open
+
+
+def test_the_shift_is_of_all_ranks_also_on_one_that_has_no_answer(monkeypatch):
+    others = [[10.0, 11.0], [], [15.0]]
+    assert shift_of([], [], [asking("a")], monkeypatch, others) == (12.0, [], [])
+
+
+def test_the_first_batch_is_of_64_responses_in_each_mode_to_queries_evenly_spaced(monkeypatch):
+    for count, some in ((1, [0, 0]), (3, [0, 0]), (64, [0, 1]), (128, [0, 2]), (1000, [0, 15])):
+        queries = asking(*map(str, range(count)))
+        _, asked, _ = shift_of(["<no_think>1</no_think>"], [1.0], [queries], monkeypatch)
+        assert [mode for _, mode in asked] == ["think"] * 64 + ["no_think"] * 64
+        places = [int(name) for name, _ in asked]
+        assert places[:64] == places[64:] == sorted(places[:64])
+        assert places[:2] == some and len(set(places)) == min(count, 64)
+
+
+def test_where_no_first_answer_can_be_judged_the_shift_is_0_and_that_is_said(monkeypatch):
+    with pytest.warns(UserWarning, match="none of the first 128 responses can be judged"):
+        assert shift_of(["<think>"], [], [asking("a")], monkeypatch)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["hgpo", "dpo", "rft", "eval"])
+def test_shift_and_scale_are_settings_of_trainings_and_of_evaluations(command, capsys):
+    cls = lhrm.EvalSettings if command == "eval" else hgpo.METHODS[command][0]
+    assert (cls().reward_shift, cls().reward_scale) == (None, 1.0)
+    given = parse_settings(cls, "", ["--reward_shift", "-9.5", "--reward_scale", "0.5"])
+    assert (given.reward_shift, given.reward_scale) == (-9.5, 0.5)
+    for refused in (["--reward_scale", "0"], ["--reward_scale", "-1"], ["--reward_shift", "nan"]):
+        with pytest.raises(InputError, match=f"{refused[0]} .* must be at least"):
+            parse_settings(cls, "", refused)
+    with pytest.raises(SystemExit):
+        parse_settings(cls, "", ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    mean = "its logit that is worth 0.5; unset: the mean of a first batch (default: unset)"
+    assert f"--reward_shift REWARD_SHIFT {mean}" in shown
+    divisor = "its logits, less the shift, are divided by it (default: 1.0)"
+    assert f"--reward_scale REWARD_SCALE {divisor}" in shown
+
+
 def test_accuracy_is_over_the_queries_with_a_definite_answer_and_absent_without_any():
     def group(definite, rewards):
         modes = [0, 0, 1, 1]
@@ -376,6 +479,188 @@ def test_an_evaluation_judges_each_query_in_its_own_way(judged_world, tmp_path):
     assert any(0 < reward < 1 for reward in rewards[False])
 
 
+def shift_kept_in(folder, change=0.0, name="settings.json"):
+    """The shift that a run keeps; `change` is added to it there."""
+    record = json.loads((folder / name).read_text())
+    record["derived"]["reward_shift"] += change
+    (folder / name).write_text(json.dumps(record))
+    return record["derived"]["reward_shift"]
+
+
+def first_logits(judged_world):
+    """The logits of a run's first batch, worked out answer by answer."""
+    policy, tokenizer = lhrm.load_policy(judged_world.policy, lhrm.start(False), False)
+    model, logits = RewardModel(judged_world.judge, 1, torch.device("cpu")), []
+    queries = [query for query in read_queries(judged_world.rows) if not query.definite]
+    for i in range(64):
+        query = queries[i * len(queries) // 64]
+        for mode in MODES:
+            [[drawn]] = generate(
+                policy, tokenizer, [tokenizer.encode_chat(query.prompt)], modes=[mode],
+                seed=[mix_seed(0, "shift", i, mode)], max_new_tokens=24,
+            )  # fmt: skip
+            judged = judge(query, drawn, tokenizer)
+            if judged.well_formed:
+                answer = parse_response(judged.text).answer
+                logits.append(model.logits([query.prompt], [answer]).item())
+    assert len(logits) > 4
+    return logits
+
+
+def test_logits_far_from_0_give_rewards_that_differ_only_once_they_are_shifted(
+    judged_world, monkeypatch
+):
+    logits = RewardModel.logits
+    monkeypatch.setattr(RewardModel, "logits", lambda *given: 100 * logits(*given) + 80)
+    queries, runtime = read_queries(judged_world.rows), lhrm.start(False)
+    policy, tokenizer = lhrm.load_policy(judged_world.policy, runtime, False)
+    rewards = []
+    for shift in (0.0, None):
+        model = RewardModel(judged_world.judge, 4, torch.device("cpu"), False, shift)
+        found = model.find_shift(policy, tokenizer, [queries], runtime, 0, 24, 8, 1.0)
+        assert found == (shift if shift is not None else pytest.approx(56, abs=4))
+        prompts = [query.prompt for query in queries if not query.definite]
+        rewards.append(model.rewards(prompts, [p[-1]["content"] for p in prompts]))
+    saturated, shifted = rewards
+    assert set(saturated.tolist()) == {1.0}
+    assert len(set(shifted.tolist())) == len(shifted) and shifted.max() - shifted.min() > 0.5
+    # Eq. 9 between the best answer, by thinking, and the worst, without:
+    pair = [int(shifted.argmax()), int(shifted.argmin())]
+    for values, better in ((saturated, [0, 1]), (shifted, [1, 0])):
+        choice = hgpo.inter_rewards(values[pair].view(1, 2, 1), delta=0.2)
+        assert choice.flatten().tolist() == better
+
+
+def test_the_shift_that_a_run_finds_is_shown_and_kept(judged_world, lab_folder, tmp_path, capsys):
+    hgpo.run(judged_settings(judged_world, lab_folder, tmp_path, max_steps=1))
+    shift = shift_kept_in(tmp_path)
+    logits = first_logits(judged_world)
+    assert shift == pytest.approx(sum(logits) / len(logits), rel=1e-4)
+    assert capsys.readouterr().out.count(f"reward_shift={shift}") == 1
+    again = {"overwrite_output_dir": True, "reward_shift": 5.0}
+    hgpo.run(judged_settings(judged_world, lab_folder, tmp_path, max_steps=1, **again))
+    assert shift_kept_in(tmp_path) == 5
+
+
+def test_a_run_goes_on_with_its_shift_and_keeps_no_rewards_of_another(
+    judged_world, lab_folder, tmp_path, monkeypatch
+):
+    rows = str(judged_world.rows)
+    settings = judged_settings(judged_world, lab_folder, tmp_path, eval_dataset_name=rows)
+    settings.resume_from_checkpoint = True
+
+    def kept_evaluations(**changes):
+        stopped_after(0, monkeypatch, hgpo.run, dataclasses.replace(settings, **changes))
+        return len({path.name[:26] for path in tmp_path.glob("evaluated-*")})
+
+    assert kept_evaluations() == kept_evaluations() == 1
+    found = shift_kept_in(tmp_path)
+    changed = shift_kept_in(tmp_path, 0.125)
+    assert kept_evaluations() == 2 and shift_kept_in(tmp_path) == changed
+    assert kept_evaluations(reward_scale=2.0) == 3  # another run: there is no checkpoint yet
+    assert shift_kept_in(tmp_path) == found
+    stopped_after(3, monkeypatch, hgpo.run, settings)
+    changed = shift_kept_in(tmp_path, 0.125)
+    with pytest.raises(InputError, match="was made with reward_scale = 1.0, not 2.0"):
+        hgpo.run(dataclasses.replace(settings, reward_scale=2.0))
+    hgpo.run(settings)
+    assert shift_kept_in(tmp_path) == changed
+
+
+@pytest.mark.parametrize("damage", [{"reward_shift": "1"}, []])
+def test_a_damaged_shift_is_refused(damage, judged_world, lab_folder, tmp_path, monkeypatch):
+    settings = judged_settings(judged_world, lab_folder, tmp_path, resume_from_checkpoint=True)
+    stopped_after(2, monkeypatch, hgpo.run, settings)
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "derived": damage}))
+    with pytest.raises(InputError, match="does not say what the folder holds"):
+        hgpo.run(settings)
+
+
+@pytest.mark.parametrize("method", ["dpo", "rft"])
+def test_the_baselines_go_on_with_their_shift_bit_for_bit(
+    method, judged_world, lab_folder, tmp_path, monkeypatch
+):
+    values = vars(judged_settings(judged_world, lab_folder, ""))
+    names = ("model_name_or_path", "dataset_name", "reward_model_name_or_path", "save_steps")
+    values = {name: values[name] for name in names} | {"max_steps": 4}
+    whole, killed = (
+        baseline_settings(method, lab_folder, tmp_path / name, **values)
+        for name in ("whole", "killed")
+    )
+    hgpo.run(whole)
+    killed.resume_from_checkpoint = True
+    for updates in (0, 3):  # without a checkpoint, and with one
+        stopped_after(updates, monkeypatch, hgpo.run, killed)
+    hgpo.run(killed)
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    shifts = {shift_kept_in(tmp_path / name) for name in ("whole", "killed")}
+    names = {path.name for path in tmp_path.glob("*/samples-*")}
+    assert len(shifts) == len(names) == 1
+
+
+def test_three_processes_find_the_shift_of_one_and_go_on_with_it(
+    judged_world, lab_folder, tmp_path, monkeypatch
+):
+    """With a first batch of one query, the third process has no answer to judge."""
+    monkeypatch.setattr(judges, "FIRST_BATCH", 1)
+    one = judged_settings(judged_world, lab_folder, tmp_path / "one", temperature=0.1)
+    stopped_after(3, monkeypatch, hgpo.run, one)
+    script = tmp_path / "script.py"
+    lines = ["import hgpo", "from data import judge, processes", "judge.FIRST_BATCH = 1"]
+    script.write_text("\n".join([*lines, "processes.run_command(hgpo.main)"]))
+
+    def run_in_three(settings):
+        given = {name: value for name, value in vars(settings).items() if value is not None}
+        run(script, *(p for n, v in given.items() for p in (f"--{n}", v)), processes=3)
+
+    run_in_three(dataclasses.replace(one, output_dir=str(tmp_path / "three")))
+    found = shift_kept_in(tmp_path / "three")
+    assert found == pytest.approx(shift_kept_in(tmp_path / "one"), rel=1e-4) and found != 0
+    changed = shift_kept_in(tmp_path / "one", 0.125)
+    run_in_three(dataclasses.replace(one, resume_from_checkpoint=True))
+    assert shift_kept_in(tmp_path / "one") == changed
+
+
+def test_an_evaluation_goes_on_with_its_shift(judged_world, tmp_path, capsys):
+    settings = lhrm.EvalSettings(
+        model_name_or_path=str(judged_world.policy), dataset_name=str(judged_world.rows),
+        reward_model_name_or_path=str(judged_world.judge), eval_max_completion_length=24,
+        output_dir=str(tmp_path), bf16=False, reward_scale=0.1, modes="think",
+    )  # fmt: skip
+    model = RewardModel(judged_world.judge, 4, torch.device("cpu"), False, None, 0.1)
+
+    def check(records):
+        checked = 0
+        for record in records:
+            for j in record["responses"]["think"]:
+                if j["well_formed"] and not j["definite"]:
+                    prompt, answer = record["query"]["prompt"], parse_response(j["text"]).answer
+                    [expected] = model.rewards([prompt], [answer]).tolist()
+                    assert j["reward"] == pytest.approx(expected, abs=1e-4)
+                    checked += 1
+        assert checked > 4
+
+    lhrm.run_eval(settings)
+    model.shift = shift_kept_in(tmp_path, name="eval_settings.json")
+    assert f"reward_shift={model.shift}" in capsys.readouterr().out
+    responses = tmp_path / "responses.jsonl"
+    records = [json.loads(line) for line in responses.read_text().splitlines()]
+    check(records)
+    path = tmp_path / "eval_settings.json"  # as a stop leaves it, with a shift that was never found
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "unfinished"}))
+    kept = tmp_path / "unfinished-0.jsonl"
+    kept.write_text(json.dumps({"index": 0, **records[0]}) + "\n")
+    model.shift = shift_kept_in(tmp_path, 0.125, path.name)
+    settings.resume_from_checkpoint = True
+    lhrm.run_eval(settings)
+    assert shift_kept_in(tmp_path, name=path.name) == model.shift
+    check([json.loads(line) for line in responses.read_text().splitlines()][1:])
+    settings.output_dir, settings.reward_shift = None, 5.0
+    lhrm.run_eval(settings)
+    assert "derived: queries=19, reward_shift=5.0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["hgpo", "hgpo, held out"])
 def test_queries_with_nothing_to_judge_them_by_are_refused_before_any_model_is_loaded(
     command, judged_world, lab_folder, tmp_path, monkeypatch
@@ -391,7 +676,8 @@ def test_queries_with_nothing_to_judge_them_by_are_refused_before_any_model_is_l
 
 def test_no_reward_model_is_loaded_that_no_query_needs(lab_folder):
     queries = read_queries(lab_folder / "data" / "rl.jsonl")
-    assert load_reward_model("/none", 1, queries, torch.device("cpu")) is None
+    settings = JudgeOptions(reward_model_name_or_path="/none")
+    assert load_reward_model(settings, queries, torch.device("cpu"), None) is None
 
 
 def test_the_ranks_of_a_node_share_the_cores_that_they_may_use(monkeypatch):
