@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from data import classify
 from data.cli import InputError, run_command, run_subcommand, setting, write_json, write_row
+from data.judge import programs_at_once
 from data.modes import MODES, TAGS, format_response, parse_response
 from data.rows import as_messages, encode_row, read_rows, row_prompt, split_paths, token_writer
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
@@ -43,7 +44,8 @@ from data.verify_math import is_correct
 
 CJK = "぀-ヿ㐀-鿿"
 MIN_RUN = 3  # an evaluation question of fewer words is looked for as a whole prompt only
-CHUNK = 512  # number of examples that the classifier sees at once
+CHUNK = 512  # number of examples that are verified, classified or tokenized at once
+FEW_WORDS = 5  # an answer of more is prose, which no rule can compare
 HASHES = 64  # in a MinHash signature: a similarity of 0.9 is estimated to within 0.04
 BANDS = 16  # of 4 hashes each: queries that are 0.9 alike share one, but for a chance of 5e-8
 SHINGLE = 3  # words in a shingle
@@ -78,7 +80,10 @@ class PrepareSettings:
 
 
 class Report:
-    """What every step kept and dropped, by source, and what the set is made of in the end."""
+    """What every step kept and dropped, by source, and what the set is made of in the end.
+
+    An outcome of a step is a reason to drop an example, unless it begins with "kept".
+    """
 
     def __init__(self) -> None:
         self.steps: dict[str, dict[str, Counter[str]]] = {}
@@ -106,9 +111,11 @@ class Report:
         lines = [f"{'step':14}{'kept':>9}{'dropped':>9}  why"]
         for step in self.steps:
             outcomes = self.totals(step)
-            kept = outcomes.pop("kept", 0)
+            kept = sum(n for outcome, n in outcomes.items() if outcome.startswith("kept"))
+            dropped = outcomes.total() - kept
+            del outcomes["kept"]
             why = ", ".join(f"{n} {reason}" for reason, n in outcomes.most_common())
-            lines.append(f"{step:14}{kept:9}{outcomes.total():9}  {why}")
+            lines.append(f"{step:14}{kept:9}{dropped:9}  {why}")
         lines += [f"{name:14}{count:9}" for name, count in sorted(self.rows.items())]
         for mode, lengths in self.lengths.items():
             total = lengths.total()
@@ -163,12 +170,34 @@ def unverified(example: Example, keep_unverified: bool) -> str:
         return ""
     verdict = example.verified
     if example.tests:
-        verdict, _ = run_tests(extract_code(example.answer), example.tests)
+        verdict, _ = run_tests(extract_code(example.answer, example.tests), example.tests)
     elif example.gold and not example.stated:
         verdict = any(is_correct(example.answer, gold) for gold in example.gold)
     if verdict is None:
         return "" if keep_unverified else "nothing to verify it by"
     return "" if verdict else "wrong answer"
+
+
+def verified(stream: Iterable[Example], keep_unverified: bool, report: Report) -> Iterator[Example]:
+    """The examples that are not `unverified`; programs are tested side by side."""
+    stream = iter(stream)
+    while chunk := list(itertools.islice(stream, CHUNK)):
+        pool = ThreadPoolExecutor(programs_at_once())
+        try:
+            programs = [
+                pool.submit(unverified, example, keep_unverified) if example.tests else None
+                for example in chunk
+            ]
+            reasons = [
+                program.result() if program else unverified(example, keep_unverified)
+                for program, example in zip(programs, chunk)
+            ]
+        finally:
+            pool.shutdown(cancel_futures=True)  # at a signal, wait for no more than those at work
+        for example, why in zip(chunk, reasons):
+            report.add("verify", example.source, why or "kept")
+            if not why:
+                yield example
 
 
 def simple_or_thought(
@@ -187,6 +216,26 @@ def simple_or_thought(
                 yield example
 
 
+def judgeable(stream: Iterable[Example], report: Report) -> Iterator[Example]:
+    """All examples, outside maths without the final answers that are prose. If no other is left,
+    the reward model judges what is answered."""
+    for example in stream:
+        golds = example.gold
+        if example.domain != "maths":
+            example.gold = [gold for gold in golds if not is_prose(gold)]
+        prose = golds and not example.gold
+        outcome = "kept for the reward model: the answer is prose" if prose else "kept"
+        report.add("judge", example.source, outcome)
+        yield example
+
+
+def is_prose(answer: str) -> bool:
+    """Whether an answer has more than a few words, or several lines. Names of LaTeX and single
+    letters are no words; in Chinese and Japanese, two characters count as one."""
+    words = re.findall(rf"[{CJK}]{{2}}|(?<![\\\w])[^\W\d_{CJK}]{{2,}}", answer)
+    return len(words) > FEW_WORDS or "\n" in answer
+
+
 def unwrappable(example: Example, kind: str) -> str:
     """Why an example cannot be wrapped in its tags, or "": it has some already, or control tokens,
     or, for HFT, its response would be malformed."""
@@ -202,12 +251,11 @@ def unwrappable(example: Example, kind: str) -> str:
 def repetition(seen: sqlite3.Connection, similarity: float) -> Callable[[Example], str]:
     """A function that says how a query repeats an earlier one, or "" (by MinHash).
 
-    A query is compared with the first that has one of the 16 bands of its signature, too. The two
-    are nearly the same if their words are, while their numbers, signs, names of one or two letters
-    and final answers are equal: Find x and Find y are not.
+    A query is compared with the first that has one of the 16 bands of its signature, too, and equal
+    numbers, signs, names of one or two letters and final answers: Find x and Find y are not alike.
     """
     seen.execute("CREATE TABLE exact (key INTEGER PRIMARY KEY)")
-    seen.execute("CREATE TABLE signatures (id INTEGER PRIMARY KEY, sums INTEGER, signature BLOB)")
+    seen.execute("CREATE TABLE signatures (id INTEGER PRIMARY KEY, signature BLOB)")
     seen.execute("CREATE TABLE bands (key INTEGER PRIMARY KEY, id INTEGER)")
     random_bits = np.random.default_rng(0).integers(0, 2**64, (2, HASHES, 1), dtype=np.uint64)
 
@@ -222,18 +270,19 @@ def repetition(seen: sqlite3.Connection, similarity: float) -> Callable[[Example
             return ""
         signature = minhash(words, random_bits)
         telling = [w for w in words if not w.isalpha() or len(w) < 3] + example.gold
-        sums = hash_of(" ".join(telling).encode())
+        equal = hash_of(" ".join(telling).encode())
         parts = [band.tobytes() for band in np.split(signature, BANDS)]
-        bands = [hash_of(bytes([i]) + part) for i, part in enumerate(parts)]
+        # The first query with a key keeps it, so only queries that may be alike have one in common.
+        bands = [hash_of(f"{i} {equal} ".encode() + part) for i, part in enumerate(parts)]
         found = seen.execute(
             "SELECT DISTINCT signature FROM bands JOIN signatures USING (id) "
-            f"WHERE sums = ? AND key IN ({','.join('?' * BANDS)})", [sums, *bands],
+            f"WHERE key IN ({','.join('?' * BANDS)})", bands,
         )  # fmt: skip
         others = [np.frombuffer(other, np.uint32) for (other,) in found]
         if any((signature == other).mean() >= similarity for other in others):
             return "nearly the same query"
-        row = (None, sums, signature.tobytes())
-        number = seen.execute("INSERT INTO signatures VALUES (?, ?, ?)", row).lastrowid
+        row = (None, signature.tobytes())
+        number = seen.execute("INSERT INTO signatures VALUES (?, ?)", row).lastrowid
         seen.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(b, number) for b in bands])
         return ""
 
@@ -513,9 +562,10 @@ def prepare(kind: str, settings: PrepareSettings) -> Report:
                 seen.execute(statement)  # it need not outlive a crash
             stream = parse(sources, report)
             if kind == "hft":
-                unsure = partial(unverified, keep_unverified=settings.keep_unverified)
-                stream = sieve("verify", stream, unsure, report)
+                stream = verified(stream, settings.keep_unverified, report)
                 stream = simple_or_thought(stream, classifier, settings.complexity, report)
+            else:
+                stream = judgeable(stream, report)
             stream = sieve("wrap", stream, partial(unwrappable, kind=kind), report)
             repeats = repetition(seen, settings.near_duplicate)
             stream = sieve("deduplicate", stream, repeats, report)

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import sqlite3
+import time
 import tracemalloc
 from collections import Counter
 from functools import partial
@@ -35,8 +36,7 @@ def text(seed, length=40):
 
 
 def verified(given, report=None, keep_unverified=False):
-    reason = partial(prepare.unverified, keep_unverified=keep_unverified)
-    return list(prepare.sieve("verify", given, reason, report or Report()))
+    return list(prepare.verified(given, keep_unverified, report or Report()))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,38 @@ def test_a_traced_program_is_kept_if_it_passes_its_tests():
     answers = [f"```python\ndef f(x): return x + {n}\n```" for n in (1, 2)]
     given = [example(answer=a, thinking="a", tests="assert f(1) == 2") for a in answers]
     assert verified(given) == given[:1]
+
+
+def test_programs_are_tested_side_by_side_and_stay_in_order(monkeypatch):
+    def slow(code, tests):
+        time.sleep(0.2)
+        return code != "3", ""
+
+    monkeypatch.setattr(prepare, "run_tests", slow)
+    monkeypatch.setattr(prepare, "programs_at_once", lambda: 4)
+    given = [example(answer=str(i), thinking="a", tests="assert f()") for i in range(8)]
+    given.insert(2, example(thinking="a", gold=["42"]))
+    report, began = Report(), time.perf_counter()
+    assert verified(given, report) == [e for e in given if e.answer != "3"]
+    assert time.perf_counter() - began < 1  # 0.4 s; one after another: 1.6 s
+    assert report.totals("verify") == {"kept": 8, "wrong answer": 1}
+
+
+@pytest.mark.parametrize("error", [OSError("sandbox: no Landlock"), KeyboardInterrupt()])
+def test_at_an_error_or_a_signal_no_program_that_waits_is_started(error, monkeypatch):
+    started = []
+
+    def stopped(code, tests):
+        started.append(code)
+        if len(started) > 1:
+            time.sleep(0.5)
+        raise error
+
+    monkeypatch.setattr(prepare, "run_tests", stopped)
+    monkeypatch.setattr(prepare, "programs_at_once", lambda: 1)
+    with pytest.raises(type(error)):
+        verified([example(thinking="a", tests="assert f()")] * 50)
+    assert len(started) <= 2
 
 
 def test_complex_queries_need_a_trace():
@@ -168,6 +200,19 @@ def test_another_number_makes_another_exercise():
     assert len(unique([given[0], given[0] + " please"])[0]) == 1
 
 
+@pytest.mark.parametrize("length", [200, 600])
+def test_a_query_of_another_number_does_not_hide_a_repetition(length):
+    def query(words, number):
+        return " ".join([*words[:100], number, *words[100:]])
+
+    words = text(7, length).split()
+    given = [query(words, "17"), query(words, "18")]
+    for place in range(0, length, length // 25):
+        twin = query([*words[:place], "other", *words[place + 1 :]], "18")
+        assert unique([given[1], twin])[0] == given[1:]
+        assert unique([*given, twin])[0] == given
+
+
 def test_another_name_or_final_answer_makes_another_exercise():
     given = [f"{text(0, 90)} Find {name}." for name in ("DE", "DF")]
     assert unique(given)[0] == given
@@ -260,6 +305,35 @@ def test_a_question_in_the_system_message_is_found(tmp_path):
     given = example("Go on.")
     given.prompt.insert(0, {"role": "system", "content": text(0, 30)})
     assert Evaluation([str(path)], 8).given_away(given)
+
+
+PARAGRAPH = "A crêpe is a thin pancake. Whisk flour, milk and eggs, and fry the batter in butter."
+
+
+@pytest.mark.parametrize(
+    "domain, gold, short",
+    [
+        ("general", [PARAGRAPH], []),
+        ("general", ["Paris"], ["Paris"]),
+        ("general", [PARAGRAPH, "crêpe", "a thin pancake"], ["crêpe", "a thin pancake"]),
+        ("code", ["x = 1\nprint(x)"], []),
+        ("other", ["the mitochondria of the cell"], ["the mitochondria of the cell"]),
+        ("other", ["It is the mitochondria of the cell"], []),
+        ("other", ["薄饼是用面粉牛奶和鸡蛋做成的"], []),
+        ("other", ["中华人民共和国"], ["中华人民共和国"]),
+        ("general", [r"x^2 + 2 x y + y^2 \text{ and } z"], [r"x^2 + 2 x y + y^2 \text{ and } z"]),
+        ("maths", [PARAGRAPH], [PARAGRAPH]),
+        ("general", [], []),
+    ],
+)
+def test_outside_maths_an_answer_that_is_prose_is_for_the_reward_model(domain, gold, short):
+    report = Report()
+    given = Example([{"role": "user", "content": "?"}], domain, gold=gold, source="generic")
+    (kept,) = prepare.judgeable([given], report)
+    assert kept.gold == short
+    outcome = "kept for the reward model: the answer is prose" if gold and not short else "kept"
+    assert report.totals("judge") == {outcome: 1}
+    assert report.text().splitlines()[1].split()[:3] == ["judge", "1", "0"]
 
 
 def rows_file(tmp_path, count=300):
@@ -482,6 +556,8 @@ def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
         {"prompt": "4+1?", "answer": ""},
         {"conversations": [{"from": "human", "value": "And you?"}]},
         {"prompt": "And they?", "conversations": [{"from": "human", "value": "And they?"}]},
+        {"instruction": "What is a crêpe?", "input": "", "answer": PARAGRAPH},
+        {"prompt": "Add two.", "tests": ["assert f(1) == 3"], "answer": PARAGRAPH},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = PrepareSettings(
@@ -502,7 +578,12 @@ def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
         (["3"], "", ""),
         (["4"], "", ""),
         ([], "", ""),  # the row with an empty answer, and one without a prompt, are counted
+        ([], "", ""),
+        ([], "assert f(1) == 3", ""),
     ]
+    report = json.loads((tmp_path / "out" / "rl_report.json").read_text())
+    prose = "kept for the reward model: the answer is prose"
+    assert report["steps"]["judge"] == {"generic": {"kept": 13, prose: 1}}
 
 
 def test_the_worked_example_of_the_readme_is_true(tmp_path):
