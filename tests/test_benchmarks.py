@@ -6,6 +6,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from cheats import cheats
 from conftest import asset
 
 import lhrm
@@ -14,6 +15,7 @@ from data.rows import read_hft_rows, read_queries
 from data.verify_code import run_tests
 from data.verify_math import is_correct
 
+CODE = ["humaneval", "mbpp", "mbpp_sanitized"]
 MATHS = ["math500", "amc23", "aime24", "olympiadbench_oe_maths_en", "gsm8k_test"]
 
 
@@ -63,7 +65,9 @@ def test_what_humanevals_prompts_define_is_not_the_programs_to_say():
         assert not run_tests(cheat, queries[number].tests)[0], number
 
 
-@pytest.mark.parametrize("name, count", [("humaneval", 164), ("mbpp_sanitized", 427)])
+@pytest.mark.parametrize(
+    "name, count", [("humaneval", 164), ("mbpp", 974), ("mbpp_sanitized", 427)]
+)
 def test_every_reference_program_passes_its_tests(name, count):
     path = asset(f"data/{name}.jsonl")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -74,6 +78,18 @@ def test_every_reference_program_passes_its_tests(name, count):
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(run_tests, codes, tests))
     assert [(row["id"], out) for row, out in zip(rows, outcomes) if not out[0]] == []
+
+
+def test_no_cheat_passes_an_items_tests():
+    queries = [q for name in CODE for q in read_queries(asset(f"data/{name}.jsonl"))]
+    jobs = []
+    for number, query in enumerate(queries):  # all items, all cheats by turns
+        made = list(cheats(query.tests))
+        jobs += [(query, *made[(number + k) % len(made)]) for k in (0, len(made) // 2)]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda job: run_tests(job[2], job[0].tests)[0], jobs))
+    passed = [(query.id, what) for (query, what, _), out in zip(jobs, outcomes) if out]
+    assert len(jobs) > 3000 and passed == []
 
 
 def reworded(text: str, number: int) -> str:

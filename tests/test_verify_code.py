@@ -170,7 +170,8 @@ HONEST = {  # the forms of tests that benchmarks have; f adds one, and g to each
 def test_no_cheat_passes_honest_tests(name):
     tests = HONEST[name]
     assert run_tests("def f(x): return x + 1\ndef g(a): return [f(x) for x in a]", tests)[0]
-    made = dict(cheats(tests))
+    number = list(HONEST).index(name)
+    made = dict(list(cheats(tests)) if number < 2 else list(cheats(tests))[number % 4 :: 4])
     with ThreadPoolExecutor(2) as pool:
         outcomes = pool.map(lambda program: run_tests(program, tests)[0], made.values())
     assert [what for what, passed in zip(made, outcomes) if passed] == []
