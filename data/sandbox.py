@@ -123,8 +123,9 @@ def restrict_reading(libc: ctypes.CDLL, call: Callable[[str, int], int]) -> None
 
 def main() -> None:
     """sandbox.py program|tests READ WRITE: run the source on standard input. READ and WRITE are the
-    ends of two pipes to the other process. The verdict of the tests goes to standard output, a
-    zero byte before each test that has a time limit of its own."""
+    ends of two pipes to the other process. The tests' verdict goes to standard output: a zero byte
+    before each test that has a time limit of its own; in the end + and "passed", or - and why not,
+    or ! where the locks cannot be set."""
     role, reads, writes = sys.argv[1], *map(int, sys.argv[2:4])
     source = sys.stdin.buffer.read().decode("utf-8", "replace")
     pipes = os.fdopen(reads, "rb"), os.fdopen(writes, "wb")
@@ -141,14 +142,14 @@ def main() -> None:
     try:
         lock()
     except OSError as error:
-        os.write(verdict, f"sandbox: {error}".encode())
+        os.write(verdict, f"!{error}".encode())
         os._exit(0)
     if role == "program":
         os.close(verdict)
         serve_program(source, *pipes)
     else:
-        reason = run_tester(source, *pipes, begin=partial(os.write, verdict, b"\0"))
-        os.write(verdict, reason.encode("utf-8", "replace"))
+        passed, reason = run_tester(source, *pipes, begin=partial(os.write, verdict, b"\0"))
+        os.write(verdict, f"{'+' if passed else '-'}{reason}".encode("utf-8", "replace"))
     os._exit(0)
 
 

@@ -25,8 +25,6 @@ from typing import Any, BinaryIO, NoReturn
 from data.pipe import FILLED, HELD, VIEWS, Peer, Refused, number_of
 from data.program import BASES, COMPARISONS, NUMBERS, OPERATORS, OTHERS, UNCHANGING, take
 
-PASSED = "passed"
-
 # ----------------------------------------------------------------- whose names the tests' names are
 
 MODULES = {
@@ -424,11 +422,9 @@ class Tester(Peer):
 
     def run(self, source: str) -> None:
         """Run tests in Python. Raises what they raise."""
-
         solution = type("Solution", (), {"__getattr__": lambda _, name: self.find(name)})()
         own = {"__name__": "tests", "__is__": self.is_same, "__type__": self.type_of}
-        own |= {"id": self.id_of}
-        own |= {**STANDARD, "__solution__": solution}
+        own |= {"id": self.id_of, "__solution__": solution, **STANDARD}
         names = Names(own, names_used(source), self.find)
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
         for name in names.wanted & names.keys():
@@ -460,7 +456,7 @@ class Tester(Peer):
                 lists = isinstance(given, list)  # as in APPS; else as in LiveCodeBench
                 found = as_json(function(*(given if lists else map(json.loads, given.split("\n")))))
                 right = found == (wanted if lists else json.loads(wanted))
-                right = right or (lists and wanted in ([found], (found,)))
+                right = right or (lists and wanted == [found])
             assert right, f"test {number}: expected {str(wanted)[:99]!r}, not {str(found)[:99]!r}"
 
     def function(self, name: str) -> Any:
@@ -499,8 +495,11 @@ def same_line(found: str, wanted: str) -> bool:
         return False
 
 
-def run_tester(source: str, reads: BinaryIO, writes: BinaryIO, begin: Callable[[], object]) -> str:
-    """Run the tests against the program at the other end: PASSED, or why not."""
+def run_tester(
+    source: str, reads: BinaryIO, writes: BinaryIO, begin: Callable[[], object]
+) -> tuple[bool, str]:
+    """Run the tests against the program at the other end: (whether all pass, "passed" or why not).
+    The program may have chosen the words of a reason."""
     sys.stdout = io.StringIO()
     tester = Tester(reads, writes)
     try:
@@ -509,11 +508,11 @@ def run_tester(source: str, reads: BinaryIO, writes: BinaryIO, begin: Callable[[
         else:
             tester.run(source)
     except Refused as error:
-        return str(error)
+        return False, str(error)
     except AssertionError as error:
-        return f"wrong: {error}"[:300]
+        return False, f"wrong: {error}"[:300]
     except BaseException as error:
         with contextlib.suppress(BaseException):
-            return f"{type(error).__name__}: {error}"[:300]
-        return type(error).__name__
-    return PASSED
+            return False, f"{type(error).__name__}: {error}"[:300]
+        return False, "an exception without a text"
+    return True, "passed"

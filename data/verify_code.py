@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tester import PASSED, bound_and_free, names_used
+from data.tester import bound_and_free, names_used
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 POLL = 0.2  # seconds between two looks at the clock
@@ -70,16 +70,16 @@ def run_tests(code: str, tests: str | Sequence[str], timeout: float = 10.0) -> t
             assert process.stdin
             with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
                 stdin.write(text.encode("utf-8", "replace"))
-        reason = verdict(program, tester, timeout)
-    if reason.startswith("sandbox: "):
-        raise OSError(reason)
-    return reason == PASSED, reason
+        sign, reason = verdict(program, tester, timeout)
+    if sign == "!":
+        raise OSError(f"sandbox: {reason}")
+    return sign == "+", reason
 
 
 def verdict(
     program: subprocess.Popen[bytes], tester: subprocess.Popen[bytes], timeout: float
-) -> str:
-    """What the tester says in the end, or that the time is over.
+) -> tuple[str, str]:
+    """(+, - or !, why): what the tester says in the end, or that the time is over.
 
     The limit is CPU time, of both processes: with other programs beside it, a program takes as much
     of it as alone. The limit of wall time, for one that sleeps, grows with the machine's load.
@@ -97,15 +97,15 @@ def verdict(
         if ready.poll(POLL * 1000):
             data = os.read(tester.stdout.fileno(), 4096)
             if not data:
-                reason = output.decode("utf-8", "replace").strip()
-                return reason or "the tests ended without a result"
+                said = output.decode("utf-8", "replace") or "-the tests ended without a result"
+                return said[0], said[1:].strip()
             if 0 in data:  # a test begins that has a limit of its own
                 began, before = time.monotonic(), used()
             output += data.replace(b"\0", b"")
         elif used() - before > timeout:
-            return f"no result within {timeout:g} s of CPU time"
+            return "-", f"no result within {timeout:g} s of CPU time"
         elif time.monotonic() - began > timeout * (3 + 2 * load()):
-            return f"no result within {time.monotonic() - began:.0f} s"
+            return "-", f"no result within {time.monotonic() - began:.0f} s"
 
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> float:

@@ -91,6 +91,15 @@ def cheats(tests: str) -> Iterator[tuple[str, str]]:
     ):
         value = value.replace("False", "false").replace("True", "true")
         yield f"forges {value}", FORGED + f"forge(json.loads('{value}'))\n" + every("return 0")
+    for words in ("passed", "+passed", "!passed"):
+        yield (
+            f"fails with the words {words}",
+            FORGED.replace('{"value": value', f'{{"failed": "{words}"')
+            + ("forge(0)\n" + every("return 0")),
+        )
+    hostile = "class passed(Exception):\n    def __str__(self): raise self\n"
+    yield "raises an exception called passed", hostile + every("raise passed('passed')")
+    yield "cannot be loaded for a reason called passed", hostile + "raise passed"
     yield "exits", "import os\n" + every("os._exit(0)")
     yield "raises StopIteration", every("raise StopIteration")
     yield "raises AssertionError", every("raise AssertionError")
