@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import datetime
 import decimal
 import fractions
@@ -354,10 +355,8 @@ class Peer:
     def receive(self) -> Any:
         """The next message."""
         size = int.from_bytes(self.reads.read(4), "little")
-        data = self.reads.read(min(size, MAX_MESSAGE))
-        try:
-            if size and size == len(data) and isinstance(message := json.loads(data), dict):
-                return message
-        except (ValueError, RecursionError):
-            pass
+        if 0 < size <= MAX_MESSAGE and len(data := self.reads.read(size)) == size:
+            with contextlib.suppress(ValueError, RecursionError):
+                if isinstance(message := json.loads(data), dict):
+                    return message
         raise Refused("the program ended early")
