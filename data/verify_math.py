@@ -86,6 +86,9 @@ TAKEN_BACK = re.compile(  # in what follows an answer
     rf"|\bor {MAYBE}",
     re.IGNORECASE,
 )
+BOTH = re.compile(  # between two boxes in a sentence: not only the second is meant
+    rf"{MAYBE}|\b(?:or|and|if|though|although|while|whereas|too|also)\b|[=&]", re.IGNORECASE
+)
 SENTENCE_END = re.compile(r"[.!?][$*)\"'’\]]*(?=\s|$)|\n\s*\n")
 ANSWER_END = re.compile(
     r"[.!?][$*)\"'’\]]*\s+(?=[\"'($*\\]*[A-Z])"
@@ -131,8 +134,7 @@ def boxed_answer(text: str) -> str | None:
         first -= 1
     before = gaps[first][-NEAR:]
     in_sentence = first and not SENTENCE_END.search(before)  # with the box before it
-    apart = rf"{MAYBE}|\b(?:or|and|if)\b|[=&]"
-    if BEFORE.search(before) or (in_sentence and re.search(apart, before, re.IGNORECASE)):
+    if BEFORE.search(before) or (in_sentence and BOTH.search(before)):
         return None
     parts = [box for box in boxes[first:] if box]
     return "; ".join(parts) if len(parts) == len(boxes) - first else None
@@ -159,8 +161,9 @@ def enclosed(text: str, opening: str = "{", closing: str = "}") -> str | None:
 
 def connects(gap: str) -> bool:
     """Whether what stands between two boxes only joins them; an empty line parts them."""
-    words = re.sub(r"\\(?:[()\[\],;:! ]|q?quad|text)|[{}$*~]", " ", gap[:NEAR])
-    parts = words.isspace() and words.count("\n") > 1
+    gap, items = re.subn(r"\n\s*(?:\d{1,2}[.)]|[-*•])\s", " ", gap[:NEAR])  # of an enumeration
+    words = re.sub(r"\\(?:[()\[\],;:! ]|q?quad|text)|[{}$*~]", " ", gap)
+    parts = not items and words.isspace() and words.count("\n") > 1
     return len(gap) < NEAR and not parts and not re.sub(r"\b(?:or|and)\b|[\s,;/&]", "", words)
 
 
@@ -249,6 +252,7 @@ REPLACED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # in this 
     (r"\\(?:[lr]?vert|mid)(?![a-zA-Z])", "|"),
     (r"(?<!\d)\.(?=\d)", "0."),
     (r"(?<=\d)(?:,\s*\\!|\{,\})\s*(?=\d{3}(?!\d))", ""),  # between thousands
+    (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
     (r"(?<!\\)\\!", ""),
     (r"(?<=[^\\]\{)\d{1,3}(?:,\d{3})+(?=\})", lambda number: number[0].replace(",", "")),
     (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
@@ -398,7 +402,8 @@ AND = r"[,;]?\s*(?:\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|\b(?:and|or)\b)|[,&]"  # 
 CHOICE = re.compile(r"\s*(?:\(([A-J])\)[.:]?\s+|([A-J])(?:[.:]\s+|\)\s*))")
 NAME = re.compile(  # what an equation can give a value to; not xy, which may be a product
     rf"(?!(?:e|i|[a-z]{{2,3}})$|\\(?:pi|{FUNCTION_NAMES}))\\?[a-zA-Z]+(?:_\w|_\{{\\?\w+\}})?"
-    r"|\\text\{[A-Za-z]+\}|[a-zA-Z]\(\w+\)|\([a-z](?:,[a-z])+\)"
+    r"|\\text\{[A-Za-z]+\}|[a-zA-Z]\((?:\w+|\\text\{\w+\})\)|\\angle[A-Z]{1,3}"
+    r"|\([a-z](?:,(?:[a-z]|\\[a-z]+))+\)"
 )
 ORDERS = ("xyz", "abcdefgh")  # of coordinates
 RELATION = r"(<|>|\\(?:le|ge|ne)(?![a-zA-Z]))"
@@ -651,7 +656,7 @@ class Parser:
         """Whether what comes next is multiplied without a sign."""
         token, before = self.token, self.tokens[self.at - 1]
         if token[:1].isdigit():  # after a bracket; x2 may mean anything
-            return before in (")", "}", "]")
+            return before in (")", "}", "]", "!")
         ends = (r"\rfloor", r"\rceil", *TIMES, *OVER, "")
         return token not in ends and (token[0].isalpha() or token[0] in "({\\")
 
