@@ -206,7 +206,9 @@ class Peer:
         if isinstance(value, BaseException):
             own = None if id(kind) in BUILTINS else self.keep(value)
             fields = {} if kind.__module__ == "program" else vars(value)
-            parts = (list(value.args), value.__cause__, list(fields.items()))
+            parts = (
+                list(value.args), value.__cause__, value.__context__, list(fields.items())
+            )  # fmt: skip
             return ["exception", self.encode(kind), own, *map(self.encode, parts)]
         if kind is type and issubclass(value, BaseException):
             bases = [self.encode(base) for base in value.__bases__]
@@ -249,7 +251,7 @@ class Peer:
             return self.builtin(rest[0])
         if kind == "exception":
             error_type, number = self.decode(rest[0]), rest[1]
-            arguments, cause, fields = map(self.decode, rest[2:])
+            arguments, cause, context, fields = map(self.decode, rest[2:])
             if not issubclass(error_type, BaseException):
                 raise TypeError("no exception")
             if number is None:
@@ -257,7 +259,7 @@ class Peer:
             else:
                 error = error_type.__new__(error_type, *arguments)
                 error.args, error._held_ = tuple(arguments), number
-            error.__cause__ = cause
+            error.__cause__, error.__context__ = cause, context
             vars(error).update(fields)
             return error
         if kind == "error":

@@ -200,13 +200,14 @@ class Program(Peer):
         fixed = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
         base = next((base for base in BASES if issubclass(kind, base)), None)
         if base is None:
-            return ["held", number, "", kind.__eq__ is not object.__eq__, fixed]
+            return ["held", number, "", kind.__eq__ is not object.__eq__, fixed, None]
         names = SPECIAL | {name for name in dir(base) if name[0] != "_"}
         between = itertools.takewhile(lambda part: part is not base, kind.__mro__)
         redefines = any(names & vars(part).keys() for part in between)
+        data = self.encode(as_data(value, base)) if base in UNCHANGING else None
         if base in UNCHANGING and not redefines:
-            return ["dressed", number, base.__name__, self.encode(as_data(value, base))]
-        return ["held", number, base.__name__, redefines, fixed]
+            return ["dressed", number, base.__name__, data]
+        return ["held", number, base.__name__, redefines, fixed, data]
 
     def decode_other(self, kind: str, rest: list[Any]) -> Any:
         number, name = rest  # kind is "callback"

@@ -32,6 +32,7 @@ MODULES = {
     "heapq", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "sys",
     "typing",
 }  # fmt: skip
+UNTOLD = {"gc", "inspect", "weakref"}  # they look at handles, not at the program's objects
 # Names that tests use without importing them. They mean what they mean in Python.
 STANDARD = {
     **{name: getattr(collections, name) for name in collections.__all__},
@@ -105,23 +106,15 @@ def names_used(source: str) -> set[str]:
     return imported | free or (builtin if len(builtin) == 1 else set())
 
 
-def uses_objects(tests: ast.Module) -> bool:
-    """Whether tests take attributes that no plain data has, of anything but modules."""
-    nodes = list(ast.walk(tests))
-    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
-    imported = {name.asname or name.name for node in imports for name in node.names} | MODULES
-    return any(
-        node.attr not in ATTRIBUTES
-        for node in nodes
-        if isinstance(node, ast.Attribute)
-        and not (isinstance(node.value, ast.Name) and node.value.id in imported)
-    )
-
-
 # ------------------------------------------------------------------------ the program's objects
 
-# They would tell whether an object equals what the tests expect, by the program's word alone.
-PREDICATES = {"endswith", "isdisjoint", "issubset", "issuperset", "startswith"}
+# By their results an object would tell, by its own word, that it is what the tests expect.
+TELLING = {
+    "count", "difference", "endswith", "find", "index", "intersection", "isdisjoint", "issubset",
+    "issuperset", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
+    "rindex", "rpartition", "rsplit", "rstrip", "split", "startswith", "strip",
+    "symmetric_difference", "union",
+}  # fmt: skip
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
     int, float, complex, str, bytes, tuple, frozenset, range, fractions.Fraction, decimal.Decimal,
@@ -130,7 +123,10 @@ DATA: tuple[type, ...] = (
 ATTRIBUTES = {name for kind in (*DATA, types.GeneratorType) for name in dir(kind)}
 
 
-FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+ALONE = (  # what nothing else equals or is
+    type(None), bool, type(...), type, types.ModuleType, types.FunctionType,
+    types.BuiltinFunctionType,
+)  # fmt: skip
 
 
 class Handle:
@@ -138,21 +134,27 @@ class Handle:
 
     Calls, attributes and operators are passed on to it. But data of the tests' never becomes data
     by the program's word: with plain data an object is compared as the data that it derives from,
-    or not at all; and what an operator makes of it and plain data must be an object again, which is
-    no number and no truth (`met`). Otherwise abs(f(1) - 2) < 1e-6 would tell the program what
-    to return. Only tests that use attributes which no plain data has (`objects`) may ask an
-    object whether something is in it, or whether it starts with something.
+    or not at all; and what an operator makes of it and plain data (`met`) must be an object again,
+    which is no data. Otherwise abs(f(1) - 2) < 1e-6 would tell the program what to return.
+    Whether something is in it, and the like, it is asked only if it is `known` to be an object:
+    because the tests change it, or take an attribute that no plain data has.
     """
 
-    __slots__ = ("_held_", "_peer_", "_base_", "_own_", "_met_", "_fixed_")
+    __slots__ = ("_held_", "_peer_", "_base_", "_own_", "_met_", "_fixed_", "_known_", "_data_")
 
     def __getattribute__(self, name: str) -> Any:
-        peer, base = self_of(self, "_peer_"), self_of(self, "_base_")
+        peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
         if name == "__class__" and base:
             return base
         if name in ("__copy__", "__deepcopy__", "__mro_entries__"):
             return self_of(self, name)
-        if name == "__dataclass_fields__" or (name in PREDICATES and not peer.objects):
+        if name not in ATTRIBUTES:
+            object.__setattr__(self, "_known_", True)
+        elif name in TELLING and not self_of(self, "_known_"):
+            if base and not own:
+                return getattr(data_of(self), name)
+            raise Refused(f"{name} of an object of the program's")
+        if name == "__dataclass_fields__" or (name in ATTRIBUTES and self_of(self, "_met_")):
             raise Refused(f"{name} of an object of the program's")
         return peer.ask("get", self, name)
 
@@ -167,13 +169,11 @@ class Handle:
 
     def __contains__(self, item: Any) -> bool:
         peer, base = self_of(self, "_peer_"), self_of(self, "_base_")
-        if base and not self_of(self, "_own_"):
-            return item in peer.ask("data", self, base)
-        if peer.objects or type(item) in HELD:
+        if self_of(self, "_known_") or type(item) in HELD:
             return peer.ask("contains", self, item)
-        if any(item == other for other in iter(self)):
+        if any(item == other for other in (data_of(self) if base else iter(self))):
             return True
-        if peer.ask("contains", self, item):
+        if (not base or self_of(self, "_own_")) and peer.ask("contains", self, item):
             raise Refused("an object of the program's, in which nothing is found that it has")
         return False
 
@@ -209,7 +209,7 @@ class Stream(Handle):
         items, error = self_of(self, "_items_")
         if not items and error is None:
             taken = self_of(self, "_taken_")
-            count = 1 if taken < 16 else min(taken, 1024)
+            count = 1 if taken < 1000 else min(taken, 8000) // 8
             found, error = self_of(self, "_peer_").ask("next", self, count)
             object.__setattr__(self, "_taken_", taken + count)
             items = collections.deque(found)
@@ -222,37 +222,53 @@ class Stream(Handle):
 self_of = object.__getattribute__
 
 
+def data_of(handle: Handle) -> Any:
+    """The data that an object of the program's derives from, as it is now."""
+    if self_of(handle, "_met_"):
+        raise Refused("the data of an object that an operator made of plain data")
+    base, data = self_of(handle, "_base_"), self_of(handle, "_data_")
+    return data if base in UNCHANGING else self_of(handle, "_peer_").ask("data", handle, base)
+
+
 def forward(name: str) -> Callable[..., Any]:
     """A method that the program's object performs."""
 
     def method(self: Handle, *arguments: Any) -> Any:
-        if self_of(self, "_met_") and name in NUMBERS:
+        met = self_of(self, "_met_")
+        if met and (name in NUMBERS or name in ("getitem", "iter", "len", "reversed")):
             raise Refused(f"{name} of an object that an operator made of plain data")
-        return self_of(self, "_peer_").ask(name, self, *arguments)
+        value = self_of(self, "_peer_").ask(name, self, *arguments)
+        return meet(value, name) if met and name in ("neg", "pos", "invert") else value
 
     return method
+
+
+def meet(value: Any, name: str) -> Any:
+    """What an operator has made of an object and plain data, if it is an object."""
+    if not isinstance(value, Handle):
+        raise Refused(f"plain data, made of an object and plain data by {name}")
+    object.__setattr__(value, "_met_", True)
+    return value
 
 
 def operate(name: str, swapped: bool = False) -> Callable[..., Any]:
     """An operator's method."""
 
     def method(self: Handle, other: Any) -> Any:
-        peer, base = self_of(self, "_peer_"), self_of(self, "_base_")
+        peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
         pair = (other, self) if swapped else (self, other)
         if isinstance(other, Handle):
-            return peer.ask(name, *pair)
-        if base and (name in COMPARISONS or not self_of(self, "_own_")):
-            data = peer.ask("data", self, base)
+            value = peer.ask(name, *pair)
+            met = self_of(self, "_met_") or self_of(other, "_met_")
+            return meet(value, name) if met and name not in COMPARISONS else value
+        if base and (name in COMPARISONS or not own):
+            data = data_of(self)
             return getattr(operator, name)(*((other, data) if swapped else (data, other)))
         if name in COMPARISONS:
-            if self_of(self, "_own_") and isinstance(other, DATA):
-                raise Refused("an object of the program's, compared with plain data")
+            if own and not isinstance(other, ALONE):
+                raise Refused("an object of the program's, compared with other data")
             return NotImplemented
-        value = peer.ask(name, *pair)
-        if not isinstance(value, Handle):
-            raise Refused(f"plain data, made of an object and plain data by {name}")
-        object.__setattr__(value, "_met_", True)
-        return value
+        return meet(peer.ask(name, *pair), name)
 
     return method
 
@@ -286,6 +302,12 @@ DRESSED = {base.__name__: dress(base) for base in UNCHANGING}
 HELD |= {Handle, Stream, *DRESSED.values()}
 
 
+def know(value: Any) -> None:
+    """The tests change it: an object of the program's is then known to be one."""
+    if type(value) is Handle:
+        object.__setattr__(value, "_known_", True)
+
+
 class Names(dict[str, Any]):
     """The tests' global names: their own, and as they use them, the program's."""
 
@@ -299,8 +321,26 @@ class Names(dict[str, Any]):
         return self.find(name)
 
 
-class Identity(ast.NodeTransformer):
-    """`a is b` and type(a) in the tests ask for the program's objects, not for their handles."""
+class Rewritten(ast.NodeTransformer):
+    """The tests as they run: `a is b` and type(a) ask for the program's objects, not for their
+    handles; and what is changed by a statement, as in a.add(1) or a[0] = 1, is known to be one."""
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        called = (part for part in ast.walk(node) if isinstance(part, ast.Call))
+        return self.known(node, [part.func for part in called])
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        return self.known(node, [part for each in node.targets for part in ast.walk(each)])
+
+    def known(self, node: ast.stmt, changed: list[Any]) -> Any:
+        self.generic_visit(node)
+        parts = (part.value for part in changed if isinstance(part, (ast.Attribute, ast.Subscript)))
+        names = {part.id for part in parts if isinstance(part, ast.Name)}
+        calls = (
+            ast.Call(ast.Name("__known__", ast.Load()), [ast.Name(n, ast.Load())], [])
+            for n in sorted(names)
+        )
+        return [*map(ast.Expr, calls), node]
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
@@ -337,7 +377,6 @@ class Tester(Peer):
         super().__init__(reads, writes)
         self.fixed: dict[str, Handle] = {}  # functions and classes of the program's, by name
         self.met = False  # whether anything came from the program
-        self.objects = False  # whether the tests use attributes that no plain data has
 
     def ask(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         try:
@@ -368,10 +407,10 @@ class Tester(Peer):
             value._held_, value._peer_ = number, self
             return value
         handle: Any = object.__new__(Stream if kind == "iterator" else Handle)
-        number, base, own, fixed = rest if kind == "held" else (rest[0], "", False, False)
+        number, base, own, fixed, data = rest if kind == "held" else (*rest, "", False, False, None)
         kinds = {each.__name__: each for each in BASES}
         fields = {"held": number, "peer": self, "base": kinds.get(base), "own": own}
-        fields |= {"met": False, "fixed": fixed}
+        fields |= {"met": False, "fixed": fixed, "known": False, "data": self.decode(data)}
         if kind == "iterator":
             fields |= {"items": ((), None), "taken": 0}
         for name, field in fields.items():
@@ -402,8 +441,7 @@ class Tester(Peer):
         numbers = number_of(one), number_of(other)
         if numbers != (None, None):
             return numbers[0] == numbers[1]
-        alone = (type(None), bool, type(...), type, types.ModuleType, *FUNCTIONS)
-        if isinstance(one, alone) or isinstance(other, alone):
+        if isinstance(one, ALONE) or isinstance(other, ALONE):
             return False
         if isinstance(one, CONTAINERS) and isinstance(other, CONTAINERS):
             return False  # a shared one is one object here, too
@@ -424,14 +462,19 @@ class Tester(Peer):
         """Run tests in Python. Raises what they raise."""
         solution = type("Solution", (), {"__getattr__": lambda _, name: self.find(name)})()
         own = {"__name__": "tests", "__is__": self.is_same, "__type__": self.type_of}
-        own |= {"id": self.id_of, "__solution__": solution, **STANDARD}
+        own |= {"id": self.id_of, "__known__": know, "__solution__": solution, **STANDARD}
         names = Names(own, names_used(source), self.find)
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
         for name in names.wanted & names.keys():
             del names[name]
         tree, _ = parse_tests(source)
-        self.objects = uses_objects(tree)
-        tree = ast.fix_missing_locations(Identity().visit(tree))
+        for node in ast.walk(tree):
+            named = [
+                name.name for name in getattr(node, "names", []) if isinstance(node, ast.Import)
+            ]
+            if UNTOLD & {getattr(node, "module", None), *named}:
+                raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
+        tree = ast.fix_missing_locations(Rewritten().visit(tree))
         exec(compile(tree, "tests.py", "exec", dont_inherit=True, optimize=0), names)
         if not self.met:
             raise Refused("the tests use nothing of the program's")

@@ -96,6 +96,7 @@ REFUSED = {  # with a reason: what two processes cannot tell, or must not
     "a matrix class": "is compared with a list by its own __eq__",
     "abstract shapes": "a class of the tests derives from one of the program's",
     "iteration over an object": "finds what it does not have",
+    "prototypes that are copied": "a class attribute called count",
     "observers of a subject": "an object of the tests' own class is given to the program",
 }
 
@@ -227,8 +228,8 @@ def test_a_program_cannot_pass_by(name):
 @pytest.mark.parametrize("name", HARMS)
 def test_a_program_cannot_do_harm_by(name):
     began = time.monotonic()
-    assert not run_tests(HARMS[name], TESTS, timeout=2)[0]
-    assert time.monotonic() - began < 4
+    assert not run_tests(HARMS[name], TESTS, timeout=1)[0]
+    assert time.monotonic() - began < 20  # 1 s of CPU time, on a busy machine
     mine = ["ps", "--ppid", str(os.getpid()), "-o", "args="]
     assert b"verify_code" not in subprocess.run(mine, capture_output=True).stdout
 
@@ -402,6 +403,6 @@ def test_hostile_answers_delay_nothing():
         '"""\n```\n',
         "```python\nx=1\n```\n",
     ):
-        began = time.monotonic()
+        began = time.process_time()
         extract_code(piece * (10**5 // len(piece)), "assert f(1) == 2")
-        assert time.monotonic() - began < 2, piece
+        assert time.process_time() - began < 2, piece
