@@ -68,6 +68,19 @@ def cheats(tests: str) -> Iterator[tuple[str, str]]:
                 + every("return A()")
             ),
         )
+    for kind in ("int", "float", "set", "str"):
+        yield (
+            f"a {kind} whose operators and methods say what one likes to hear",
+            (
+                f"class A({kind}):\n    def same(self, *a): return A()\n"
+                "    __sub__ = __rsub__ = __pow__ = __mul__ = __neg__ = __abs__ = same\n"
+                "    __xor__ = __and__ = __or__ = difference = symmetric_difference = same\n"
+                "    def find(self, *a): return 0\n    index = find\n"
+                "    def startswith(self, *a): return True\n    issuperset = startswith\n"
+                "    __contains__ = startswith\n    def union(self, other): return other\n"
+                f"    intersection = union\n{every('return A()')}"
+            ),
+        )
     for kind in ("bool", "str", "list"):
         for constant in ("0", "True"):
             shadows = "".join(f"def {b}(*a, **k): return {constant}\n" for b in SHADOWED)

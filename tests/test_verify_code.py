@@ -150,6 +150,10 @@ def test_a_builtins_name_is_the_programs_only_where_nothing_else_can_be_tested()
 
 
 HONEST = {  # the forms of tests that benchmarks have; f adds one, and g to each of a list
+    "square": "assert (f(1) - 2) ** 2 < 1e-9 and -(f(1) - 2) < 1e-6\nassert 5.9 < f(5) < 6.1",
+    "operators": "assert set(g([1])) ^ {2} == set() and g([1]) + [5] == [2, 5] and 2 - f(1) < 1",
+    "methods": "assert str(f(1)).find('2') >= 0 and '2' in h(1) and h(1).startswith('2')\n"
+    "assert h(5).index('6') == 0 and not k([1]).symmetric_difference({2})\nassert {2} <= k([1])",
     "equality": "assert f(1) == 2\nassert f(5) == 6",
     "tolerance": "assert abs(f(1) - 2) < 1e-6\nassert abs(f(5) - 6) < 1e-6",
     "rounding": "assert round(f(1), 2) == 2.0\nassert round(f(5), 2) == 6.0",
@@ -167,12 +171,18 @@ HONEST = {  # the forms of tests that benchmarks have; f adds one, and g to each
 }
 
 
+ADDS = (
+    "def f(x): return x + 1\ndef g(a): return [f(x) for x in a]\n"
+    "def h(x): return str(f(x))\ndef k(a): return set(g(a))\n"
+)
+
+
 @pytest.mark.parametrize("name", HONEST)
 def test_no_cheat_passes_honest_tests(name):
     tests = HONEST[name]
-    assert run_tests("def f(x): return x + 1\ndef g(a): return [f(x) for x in a]", tests)[0]
+    assert run_tests(ADDS, tests)[0]
     number = list(HONEST).index(name)
-    made = dict(list(cheats(tests)) if number < 2 else list(cheats(tests))[number % 4 :: 4])
+    made = dict(list(cheats(tests)) if number < 5 else list(cheats(tests))[number % 4 :: 4])
     with ThreadPoolExecutor(2) as pool:
         outcomes = pool.map(lambda program: run_tests(program, tests)[0], made.values())
     assert [what for what, passed in zip(made, outcomes) if passed] == []
