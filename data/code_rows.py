@@ -48,7 +48,7 @@ def code_prompt(row: dict[str, Any]) -> Any:
         return [{"role": "system", "content": LIVE_SYSTEM}, {"role": "user", "content": text}]
     question, given = row.get("question"), row.get("input_output")
     if given and isinstance(question, str) and isinstance(starter, str):
-        with contextlib.suppress(ValueError, AttributeError):  # such tests are refused later
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):  # refused later
             called = (json.loads(given) if isinstance(given, str) else given).get("fn_name")
             form = "Call-Based" if called else "Standard Input"
             code = f"\n{starter}" if starter else ""

@@ -87,6 +87,12 @@ class ErrorType(type):
         return cls._peer_.ask("call", cls, *arguments, **options)  # type: ignore[attr-defined]
 
 
+def is_error_type(value: Any) -> bool:
+    """Whether this is a class of exceptions. A handle may only say that it is one, so its own type
+    is what counts."""
+    return type(value) in (type, ErrorType) and issubclass(value, BaseException)
+
+
 def number_of(value: Any) -> int | None:
     """The number under which the other end keeps `value`; None if it is not the other end's."""
     if type(value) is ErrorType:
@@ -252,7 +258,7 @@ class Peer:
         if kind == "exception":
             error_type, number = self.decode(rest[0]), rest[1]
             arguments, cause, context, fields = map(self.decode, rest[2:])
-            if not issubclass(error_type, BaseException):
+            if not is_error_type(error_type):
                 raise TypeError("no exception")
             if number is None:
                 error = error_type(*arguments)
@@ -265,10 +271,15 @@ class Peer:
         if kind == "error":
             number, module, name, bases = rest
             if module.partition(".")[0] in sys.stdlib_module_names and module in sys.modules:
-                return getattr(sys.modules[module], name)
+                known = vars(sys.modules[module]).get(name)
+                if not is_error_type(known):
+                    raise TypeError("no exception")
+                return known
             if number not in self.errors:
                 names = {"_peer_": self, "_class_held_": number, **self.error_methods}
                 parents = tuple(map(self.decode, bases))
+                if not parents or not all(map(is_error_type, parents)):
+                    raise TypeError("no exception")
                 self.errors[number] = ErrorType(name, parents, names)
             return self.errors[number]
         return self.decode_other(kind, rest)

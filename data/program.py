@@ -217,6 +217,7 @@ class Program(Peer):
 def serve_program(code: str, reads: BinaryIO, writes: BinaryIO) -> None:
     """Do with the program what the tests ask for, until they end."""
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as outside, where site makes them
+    sys.argv = ["program.py"]
     program = Program(code, reads, writes)
     with contextlib.suppress(Refused):  # the other end is gone
         while True:

@@ -10,6 +10,7 @@ import ast
 import builtins
 import collections
 import contextlib
+import datetime
 import decimal
 import fractions
 import importlib
@@ -115,18 +116,26 @@ TELLING = {
     "rindex", "rpartition", "rsplit", "rstrip", "split", "startswith", "strip",
     "symmetric_difference", "union",
 }  # fmt: skip
+SAYING = {"str", "repr", "format", "hash", "getitem", "iter", "len", "reversed"}
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
     int, float, complex, str, bytes, tuple, frozenset, range, fractions.Fraction, decimal.Decimal,
     *CONTAINERS, *VIEWS,
 )  # fmt: skip
-ATTRIBUTES = {name for kind in (*DATA, types.GeneratorType) for name in dir(kind)}
+DATES = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
+ATTRIBUTES = {name for kind in (*DATA, *DATES, types.GeneratorType) for name in dir(kind)}
 
 
 ALONE = (  # what nothing else equals or is
     type(None), bool, type(...), type, types.ModuleType, types.FunctionType,
     types.BuiltinFunctionType,
 )  # fmt: skip
+
+
+def not_telling(name: str) -> str:
+    if name in TELLING:
+        raise Refused(f"{name} of an object of the program's")
+    return name
 
 
 class Handle:
@@ -140,7 +149,17 @@ class Handle:
     because the tests change it, or take an attribute that no plain data has.
     """
 
-    __slots__ = ("_held_", "_peer_", "_base_", "_own_", "_met_", "_fixed_", "_known_", "_data_")
+    __slots__ = (
+        "_held_",
+        "_peer_",
+        "_base_",
+        "_own_",
+        "_met_",
+        "_fixed_",
+        "_known_",
+        "_data_",
+        "_said_",
+    )
 
     def __getattribute__(self, name: str) -> Any:
         peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
@@ -148,7 +167,9 @@ class Handle:
             return base
         if name in ("__copy__", "__deepcopy__", "__mro_entries__"):
             return self_of(self, name)
-        if name not in ATTRIBUTES:
+        if name in ("compare", "__contains__", *(f"__{each}__" for each in COMPARISONS)):
+            raise Refused(f"{name} of an object of the program's")
+        if name not in ATTRIBUTES and not base:
             object.__setattr__(self, "_known_", True)
         elif name in TELLING and not self_of(self, "_known_"):
             if base and not own:
@@ -227,7 +248,11 @@ def data_of(handle: Handle) -> Any:
     if self_of(handle, "_met_"):
         raise Refused("the data of an object that an operator made of plain data")
     base, data = self_of(handle, "_base_"), self_of(handle, "_data_")
-    return data if base in UNCHANGING else self_of(handle, "_peer_").ask("data", handle, base)
+    if base not in UNCHANGING:
+        data = self_of(handle, "_peer_").ask("data", handle, base)
+    if type(data) is not base:
+        raise Refused("rubbish instead of data")
+    return data
 
 
 def forward(name: str) -> Callable[..., Any]:
@@ -235,12 +260,24 @@ def forward(name: str) -> Callable[..., Any]:
 
     def method(self: Handle, *arguments: Any) -> Any:
         met = self_of(self, "_met_")
-        if met and (name in NUMBERS or name in ("getitem", "iter", "len", "reversed")):
+        if met and (name in NUMBERS or name in SAYING):
             raise Refused(f"{name} of an object that an operator made of plain data")
+        said = self_of(self, "_said_")
+        if name in said:  # an object is one number, not a new one at each look
+            return said[name]
         value = self_of(self, "_peer_").ask(name, self, *arguments)
+        if name in ("float", "int", "index", "complex") and not self_of(self, "_known_"):
+            said[name] = value
+        if name == "exit" and value and arguments[0] and not is_program_error(arguments[0]):
+            raise Refused("an object of the program's that swallows a failure of the tests")
         return meet(value, name) if met and name in ("neg", "pos", "invert") else value
 
     return method
+
+
+def is_program_error(kind: type) -> bool:
+    """Whether a context manager may swallow exceptions of this class: not the tests' failures."""
+    return not issubclass(kind, (AssertionError, Refused))
 
 
 def meet(value: Any, name: str) -> Any:
@@ -289,7 +326,7 @@ def dress(base: type) -> type:
     """The class of data that has attributes of the program's besides, such as a named tuple's."""
 
     def get(self: Any, name: str) -> Any:
-        return self_of(self, "_peer_").ask("get", self, name)
+        return self_of(self, "_peer_").ask("get", self, not_telling(name))
 
     def write(name: str) -> Callable[..., Any]:
         return lambda self, *given: self_of(self, "_peer_").ask(name, self, *given)
@@ -304,7 +341,7 @@ HELD |= {Handle, Stream, *DRESSED.values()}
 
 def know(value: Any) -> None:
     """The tests change it: an object of the program's is then known to be one."""
-    if type(value) is Handle:
+    if type(value) is Handle and not self_of(value, "_base_"):
         object.__setattr__(value, "_known_", True)
 
 
@@ -336,6 +373,9 @@ class Rewritten(ast.NodeTransformer):
         self.generic_visit(node)
         parts = (part.value for part in changed if isinstance(part, (ast.Attribute, ast.Subscript)))
         names = {part.id for part in parts if isinstance(part, ast.Name)}
+        inside = list(ast.walk(node))
+        names -= {part.arg for part in inside if isinstance(part, ast.arg)}
+        names -= {p.id for p in inside if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)}
         calls = (
             ast.Call(ast.Name("__known__", ast.Load()), [ast.Name(n, ast.Load())], [])
             for n in sorted(names)
@@ -369,7 +409,7 @@ class Tester(Peer):
 
     names_functions = True
     error_methods = {
-        "__getattr__": lambda self, name: type(self)._peer_.ask("get", self, name),
+        "__getattr__": lambda self, name: type(self)._peer_.ask("get", self, not_telling(name)),
         "__str__": lambda self: type(self)._peer_.ask("str", self),
     }
 
@@ -410,7 +450,13 @@ class Tester(Peer):
         number, base, own, fixed, data = rest if kind == "held" else (*rest, "", False, False, None)
         kinds = {each.__name__: each for each in BASES}
         fields = {"held": number, "peer": self, "base": kinds.get(base), "own": own}
-        fields |= {"met": False, "fixed": fixed, "known": False, "data": self.decode(data)}
+        fields |= {
+            "met": False,
+            "fixed": fixed,
+            "known": False,
+            "data": self.decode(data),
+            "said": {},
+        }
         if kind == "iterator":
             fields |= {"items": ((), None), "taken": 0}
         for name, field in fields.items():
@@ -430,6 +476,8 @@ class Tester(Peer):
             return self.fixed[name]
         value = self.ask("name", name)
         self.met = True
+        if any(value is kind for kind in (AssertionError, Exception, BaseException)):
+            raise Refused("the program's name for a failure of the tests")
         if isinstance(value, Handle) and self_of(value, "_fixed_"):
             self.fixed[name] = value
         return value
@@ -494,7 +542,7 @@ class Tester(Peer):
             begin()
             if function is None:
                 found = self.ask("main", as_text(given))
-                right = isinstance(found, str) and same_output(found, as_text(wanted))
+                right = type(found) is str and same_output(found, as_text(wanted))
             else:
                 lists = isinstance(given, list)  # as in APPS; else as in LiveCodeBench
                 found = as_json(function(*(given if lists else map(json.loads, given.split("\n")))))
@@ -551,7 +599,7 @@ def run_tester(
         else:
             tester.run(source)
     except Refused as error:
-        return False, str(error)
+        return False, str(error)[:300]
     except AssertionError as error:
         return False, f"wrong: {error}"[:300]
     except BaseException as error:

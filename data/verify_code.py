@@ -29,6 +29,7 @@ from data.tester import bound_and_free, names_used
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 POLL = 0.2  # seconds between two looks at the clock
+MAX_VERDICT = 4096  # bytes
 
 # ------------------------------------------------------------------------------------ running tests
 
@@ -101,10 +102,10 @@ def verdict(
                 return said[0], said[1:].strip()
             if 0 in data:  # a test begins that has a limit of its own
                 began, before = time.monotonic(), used()
-            output += data.replace(b"\0", b"")
-        elif used() - before > timeout:
+            output = (output + data.replace(b"\0", b""))[:MAX_VERDICT]
+        if used() - before > timeout:
             return "-", f"no result within {timeout:g} s of CPU time"
-        elif time.monotonic() - began > timeout * (3 + 2 * load()):
+        if time.monotonic() - began > timeout * (3 + 2 * load()):
             return "-", f"no result within {time.monotonic() - began:.0f} s"
 
 

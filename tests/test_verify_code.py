@@ -96,6 +96,7 @@ REFUSED = {  # with a reason: what two processes cannot tell, or must not
     "a matrix class": "is compared with a list by its own __eq__",
     "abstract shapes": "a class of the tests derives from one of the program's",
     "iteration over an object": "finds what it does not have",
+    "operators of a vector": "the text of what an operator made of a vector and a number",
     "prototypes that are copied": "a class attribute called count",
     "observers of a subject": "an object of the tests' own class is given to the program",
 }
@@ -258,6 +259,117 @@ def test_a_program_cannot_delete_or_change_a_file(tmp_path):
         after = victim.stat()
         assert victim.read_text() == "here", act
         assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns), act
+
+
+FORGERIES = {  # messages that would have the tests' process run what it must not
+    "a function for the class of an exception": """
+said = ["tuple", [["bytes", b"+passed".hex()]]]
+answer(["exception", ["held", 9, "", False, True, None], 5, said, None, None, ["tuple", []]])
+while True:
+    what = ask()["arguments"][-1]
+    if what == "__bases__": answer(["tuple", [["builtin", "Exception"]]])
+    elif what == "__new__": answer(["error", 1, "os", "write", []])
+    else: answer(3); os._exit(0)
+""",
+    "a function for a class of exceptions": """
+answer(["held", 0, "", False, True, None])
+while True: ask(); answer(["error", 1, "os", "_exit", []])
+""",
+    "an object that equals everything": """
+import unittest.mock
+answer(["held", 0, "", False, True, None])
+while True: ask(); answer(["error", 1, "unittest.mock", "ANY", []])
+""",
+    "data that changes": """
+answer(["held", 0, "", False, True, None])
+values = [1e300, -1e300] * 9
+while True:
+    answer(values.pop() if ask()["operation"] == "data" else ["held", 7, "list", True, True, None])
+""",
+    "an output that is no text": """
+answer(None)
+held = ["held", 9, "", False, True, None]
+while True:
+    found = ["exception", ["builtin", "ValueError"], None, ["tuple", []], None, None, ["tuple", []]]
+    answer(["held", 2, "str", False, False, found] if ask()["operation"] == "main" else 0)
+""",
+    "a very long reason": """
+import json
+data = json.dumps({"failed": "+passed" * 10**6}).encode()
+W.write(len(data).to_bytes(4, "little") + data); W.flush()
+""",
+}
+PEER = """
+import json, os, sys
+frame = sys._getframe()
+while not hasattr(frame.f_locals.get("program"), "reads"): frame = frame.f_back
+R, W = frame.f_locals["program"].reads, frame.f_locals["program"].writes
+def answer(value):
+    data = {"value": value, "raised": False, "printed": "", "changed": [], "dropped": []}
+    data = json.dumps(data).encode()
+    W.write(len(data).to_bytes(4, "little") + data); W.flush()
+def ask():
+    size = int.from_bytes(R.read(4), "little")
+    if not size: os._exit(0)
+    return json.loads(R.read(size))
+"""
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_program_cannot_pass_by_forging(name):
+    kinds = [
+        "assert f(1) == 2", "assert 1.99 < f(1) < 2.01", "x = f(1)\nassert x > 1\nassert x < 3",
+        "assert f(f(1)) == 3", "import unittest.mock\nassert f(1) == 2",
+        "try:\n    f(lambda x: x)\nexcept ValueError:\n    pass\nassert f(1) == 2",
+        json.dumps({"inputs": ["1"], "outputs": ["2"]}),
+        json.dumps({"fn_name": "f", "inputs": ["1"], "outputs": ["2"]}),
+    ]  # fmt: skip
+    for tests in kinds:
+        began = time.monotonic()
+        assert not run_tests(PEER + FORGERIES[name], tests, 0.5)[0], tests
+        assert time.monotonic() - began < 20
+
+
+NATURAL = {
+    "methods of a tuple": ("class T(tuple):\n    def find(self, x): return 0\n"
+        "    startswith = issuperset = lambda self, x: True\ndef f(x): return T()",
+        ["assert f(1).startswith('abc')", "assert f(1).find('abc') >= 0"]),
+    "methods of an exception": ("class E(Exception):\n    def find(self, x): return 0\n"
+        "def f(x): return E()", ["assert f(1).find('abc') >= 0"]),
+    "a list that has everything": ("class L(list):\n    def __contains__(self, x): return True\n"
+        "    def count(self, x): return 1\ndef f(x): return L()",
+        ["r = f(1)\nr.sort()\nassert 3 in r", "r = f(1)\nr.sort()\nassert r.count(3) == 1",
+         "assert f(1).__contains__(3)"]),
+    "a difference of dates": ("class D: days = 0\nclass X:\n    def __sub__(self, o): return D()\n"
+        "    def __eq__(self, o): return True\ndef f(x): return X()",
+        ["import datetime\nassert (f(1) - datetime.date(2020, 1, 1)).days == 0",
+         "assert f(1).__eq__(2)", "assert str(f(1) - 2) == '0'"]),
+    "another number at each look": ("class X:\n    n = 0\n    def __float__(self):\n"
+        "        self.n += 1\n        return float(self.n)\ndef f(x): return X()",
+        ["x = f(1)\nassert float(x) == 1 and float(x) == 2"]),
+    "the name of a failure": ("Bad = AssertionError\ndef f(x): pass",
+        ["try:\n    f(1)\n    assert False\nexcept Bad:\n    pass"]),
+    "swallowing a failure": ("class M:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, *a): return True\n    def get(self): return 0",
+        ["with M() as m:\n    assert m.get() == 3"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NATURAL)
+def test_an_object_cannot_pass_by(name):
+    code, all_tests = NATURAL[name]
+    assert [tests for tests in all_tests if run_tests(code, tests)[0]] == []
+
+
+def test_statements_may_bind_the_names_of_the_objects_that_they_change():
+    code = (
+        "class Stack(list):\n    def push(self, x): self.append(x)\ndef run(g): return g(Stack())"
+    )
+    checks = [
+        "xs = [Stack(), Stack()]\n[x.push(1) for x in xs]\nlist(map(lambda x: x.push(2), xs))",
+        "run(lambda a: a.push(1))\nassert xs == [[1, 2], [1, 2]]",
+    ]
+    assert run_tests(code, checks) == (True, "passed")
 
 
 def test_without_landlock_no_program_is_run():
