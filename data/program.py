@@ -49,7 +49,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {  # what makes a number, or a truth, o
     "abs": abs, "bool": bool, "int": int, "float": float, "complex": complex, "round": round,
     "index": operator.index, "trunc": math.trunc, "floor": math.floor, "ceil": math.ceil,
 }  # fmt: skip
-OTHERS: dict[str, Callable[..., Any]] = {
+METHODS: dict[str, Callable[..., Any]] = {  # what else an object does by a method __…__
     "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "len": len, "str": str,
     "repr": repr, "hash": hash, "format": format, "iter": iter, "reversed": reversed,
     "getitem": operator.getitem, "setitem": operator.setitem, "delitem": operator.delitem,
@@ -57,8 +57,11 @@ OTHERS: dict[str, Callable[..., Any]] = {
     "exit": lambda manager, kind, error, _: type(manager).__exit__(manager, kind, error, None),
     "instancecheck": lambda kind, value: isinstance(value, kind),
     "subclasscheck": lambda kind, other: issubclass(other, kind),
-    "copy": copy.copy, "deepcopy": lambda value: copy.deepcopy(value),
+}  # fmt: skip
+OTHERS: dict[str, Callable[..., Any]] = {
+    "call": lambda function, *arguments, **options: function(*arguments, **options),
     "get": getattr, "set": setattr, "del": delattr, "next": take, "data": as_data,
+    "copy": copy.copy, "deepcopy": copy.deepcopy,
     "send": lambda generator, value: generator.send(value),
     "throw": lambda generator, *error: generator.throw(*error),
 }  # fmt: skip
@@ -123,13 +126,8 @@ class Program(Peer):
         self.callbacks: dict[int, Callback] = {}
         self.given: dict[str, Any] = {}  # names that the program need not import
         self.redirect("")
-        self.operations: dict[str, Callable[..., Any]] = {
-            **NUMBERS,
-            **OTHERS,
-            "name": self.name,
-            "main": self.main,
-        }
-        self.operations |= {"harness": self.harness, "call": lambda f, *a, **k: f(*a, **k)}
+        self.operations = {**NUMBERS, **METHODS, **OTHERS}
+        self.operations |= {"name": self.name, "main": self.main, "harness": self.harness}
 
     def perform(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         function = self.operations.get(operation) or getattr(operator, operation)

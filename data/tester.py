@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from data.pipe import FILLED, HELD, VIEWS, Peer, Refused, number_of
-from data.program import BASES, COMPARISONS, NUMBERS, OPERATORS, OTHERS, UNCHANGING, take
+from data.program import BASES, COMPARISONS, METHODS, NUMBERS, OPERATORS, UNCHANGING, take
 
 # ----------------------------------------------------------------- whose names the tests' names are
 
@@ -310,9 +310,8 @@ def operate(name: str, swapped: bool = False) -> Callable[..., Any]:
     return method
 
 
-for name in (*NUMBERS, *OTHERS):
-    if not hasattr(Handle, method := f"__{name}__") or hasattr(object, method):
-        setattr(Handle, method, forward(name))
+for name in (*NUMBERS, *METHODS):
+    setattr(Handle, f"__{name}__", forward(name))
 for name in COMPARISONS:
     setattr(Handle, f"__{name}__", operate(name))
 for name in OPERATORS:

@@ -15,7 +15,7 @@ from problems import PROBLEMS, Problem
 from programs import PROGRAMS
 
 from data.code_rows import read_tests
-from data.tester import names_used
+from data.tester import Handle, names_used
 from data.verify_code import extract_code, run_tests
 
 pytestmark = needs_sandbox
@@ -370,6 +370,12 @@ def test_statements_may_bind_the_names_of_the_objects_that_they_change():
         "run(lambda a: a.push(1))\nassert xs == [[1, 2], [1, 2]]",
     ]
     assert run_tests(code, checks) == (True, "passed")
+
+
+def test_a_handle_has_only_the_methods_of_its_object():
+    assert not {"__del__", "__get__", "__set__", "__next__", "__data__"} & vars(Handle).keys()
+    tests = "a = A()\ntry:\n    next(a)\n    assert False\nexcept TypeError:\n    pass"
+    assert run_tests("class A: pass", tests) == (True, "passed")
 
 
 def test_without_landlock_no_program_is_run():
