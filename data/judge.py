@@ -6,10 +6,11 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from data.verify_math import is_correct
 from model import Config, Transformer
 from sample import Completion, generate_as_completed
 
+T = TypeVar("T")
+R = TypeVar("R")
 FIRST_BATCH = 64  # responses in each mode, which show a reward model's usual logit
 
 
@@ -56,6 +59,19 @@ def programs_at_once() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # there is none on macOS and Windows
     cores = len(affinity(0)) if affinity else os.cpu_count() or 2
     return max(1, cores // environment_number("LOCAL_WORLD_SIZE", 1))
+
+
+def side_by_side(work: Callable[[T], R], items: Sequence[T], runs: Callable[[T], bool]) -> list[R]:
+    """What `work` makes of each item, in order: several of those that run a program at a time, the
+    others here in the main thread, as some verifiers need it."""
+    pool = ThreadPoolExecutor(programs_at_once())
+    try:
+        programs = [pool.submit(work, item) if runs(item) else None for item in items]
+        return [
+            program.result() if program else work(item) for program, item in zip(programs, items)
+        ]
+    finally:
+        pool.shutdown(cancel_futures=True)  # at a signal, wait for no more than those at work
 
 
 VERIFIERS = {"rule": is_correct, "math_verify": is_correct_by_math_verify}
@@ -128,15 +144,9 @@ def judge_all(
     The reward model sees only the answer, never reasoning or tags, so that it judges both modes
     alike. A malformed or unfinished response gets 0 unseen.
     """
-    pool = ThreadPoolExecutor(programs_at_once())
-    try:
-        programs = [pool.submit(judge, *c, tokenizer) if c[0].tests else None for c in cases]
-        judged = [
-            program.result() if program else judge(*case, tokenizer, verifier)
-            for program, case in zip(programs, cases)
-        ]
-    finally:
-        pool.shutdown(cancel_futures=True)  # at a signal, wait for no more than those at work
+    judged = side_by_side(
+        lambda case: judge(*case, tokenizer, verifier), cases, lambda case: bool(case[0].tests)
+    )
     if reward_model is None:
         return judged
     open_ended = [i for i, j in enumerate(judged) if not j.definite]

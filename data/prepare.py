@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from data import classify
 from data.cli import InputError, run_command, run_subcommand, setting, write_json, write_row
-from data.judge import programs_at_once
+from data.judge import side_by_side
 from data.modes import MODES, TAGS, format_response, parse_response
 from data.rows import as_messages, encode_row, read_rows, row_prompt, split_paths, token_writer
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
@@ -182,18 +182,11 @@ def verified(stream: Iterable[Example], keep_unverified: bool, report: Report) -
     """The examples that are not `unverified`; programs are tested side by side."""
     stream = iter(stream)
     while chunk := list(itertools.islice(stream, CHUNK)):
-        pool = ThreadPoolExecutor(programs_at_once())
-        try:
-            programs = [
-                pool.submit(unverified, example, keep_unverified) if example.tests else None
-                for example in chunk
-            ]
-            reasons = [
-                program.result() if program else unverified(example, keep_unverified)
-                for program, example in zip(programs, chunk)
-            ]
-        finally:
-            pool.shutdown(cancel_futures=True)  # at a signal, wait for no more than those at work
+        reasons = side_by_side(
+            lambda example: unverified(example, keep_unverified),
+            chunk,
+            lambda example: bool(example.tests),
+        )
         for example, why in zip(chunk, reasons):
             report.add("verify", example.source, why or "kept")
             if not why:

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, needs_sandbox, run
 
 import lhrm
-from data import prepare
+from data import judge, prepare
 from data.classify import Rules
 from data.cli import InputError
 from data.prepare import Evaluation, PrepareSettings, Report
@@ -78,7 +78,7 @@ def test_programs_are_tested_side_by_side_and_stay_in_order(monkeypatch):
         return code != "3", ""
 
     monkeypatch.setattr(prepare, "run_tests", slow)
-    monkeypatch.setattr(prepare, "programs_at_once", lambda: 4)
+    monkeypatch.setattr(judge, "programs_at_once", lambda: 4)
     given = [example(answer=str(i), thinking="a", tests="assert f()") for i in range(8)]
     given.insert(2, example(thinking="a", gold=["42"]))
     report, began = Report(), time.perf_counter()
@@ -98,7 +98,7 @@ def test_at_an_error_or_a_signal_no_program_that_waits_is_started(error, monkeyp
         raise error
 
     monkeypatch.setattr(prepare, "run_tests", stopped)
-    monkeypatch.setattr(prepare, "programs_at_once", lambda: 1)
+    monkeypatch.setattr(judge, "programs_at_once", lambda: 1)
     with pytest.raises(type(error)):
         verified([example(thinking="a", tests="assert f()")] * 50)
     assert len(started) <= 2
