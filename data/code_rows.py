@@ -152,10 +152,13 @@ def unpacked(text: str) -> list[dict[str, Any]]:
         pickled = stream.decompress(packed, MAX_CASES)
         if stream.unconsumed_tail:
             raise ValueError("too much data")
-        found = list(pickletools.genops(pickled))
-        texts = [argument for opcode, argument, _ in found if "UNICODE" in opcode.name]
-        others = {opcode.name for opcode, _, _ in found if "UNICODE" not in opcode.name}
-        if len(texts) != 1 or others - {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "STOP"}:
+        texts = []
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if "UNICODE" in opcode.name:
+                texts.append(str(argument))
+            elif opcode.name not in ("PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "STOP"):
+                raise ValueError("a pickle of more than a text")
+        if len(texts) != 1:
             raise ValueError("a pickle of more than a text")
-        text = str(texts[0])
+        text = texts[0]
     return json.loads(text)

@@ -18,7 +18,8 @@ import json
 import operator
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, BinaryIO
 
 MAX_MESSAGE = 64 * 2**20  # bytes of a call's arguments or result
@@ -87,10 +88,12 @@ class ErrorType(type):
         return cls._peer_.ask("call", cls, *arguments, **options)  # type: ignore[attr-defined]
 
 
-def is_error_type(value: Any) -> bool:
-    """Whether this is a class of exceptions. A handle may only say that it is one, so its own type
-    is what counts."""
-    return type(value) in (type, ErrorType) and issubclass(value, BaseException)
+def error_type(value: Any) -> type[BaseException]:
+    """`value`, which has to be a class of exceptions. A handle may say that it is one, so its own
+    type is what counts."""
+    if type(value) not in (type, ErrorType) or not issubclass(value, BaseException):
+        raise TypeError("no exception")
+    return value
 
 
 def number_of(value: Any) -> int | None:
@@ -150,7 +153,7 @@ class Peer:
             if before is None or (len(now) == len(before) and all(map(operator.is_, now, before))):
                 continue
             self.shared[number] = container, now
-            found.append([number, [self.encode(item) for item in now]])
+            found.append([number, self.encode_all(now)])
         return found
 
     def apply(self, changes: list[Any]) -> None:
@@ -175,19 +178,11 @@ class Peer:
         """A value as JSON."""
         if depth > MAX_DEPTH:
             raise ValueError("data too deep")
-
-        def inside(items: Any) -> list[Any]:
-            kinds = set(map(type, items))
-            if len(kinds) == 1 and kinds <= {str, float, bool}:
-                return list(items)
-            if kinds == {int} and max(items).bit_length() < 64 > min(items).bit_length():
-                return list(items)
-            return [self.encode(item, depth + 1) for item in items]
-
         kind = type(value)
-        name = kind.__name__
         if kind in PLAIN and (kind is not int or value.bit_length() < 64):
             return value
+        inside = partial(self.encode_all, depth=depth + 1)
+        name = kind.__name__
         if kind is types.TracebackType:
             return None
         if id(value) in self.places:
@@ -200,11 +195,11 @@ class Peer:
             made_with = getattr(value, "maxlen", None) or getattr(value, "default_factory", None)
             return [name, number, self.encode(made_with), inside(contents(value))]
         if kind in (tuple, frozenset):
-            return [name, inside(list(value))]
+            return [name, inside(value)]
         if kind in (range, slice):
             return [name, inside([value.start, value.stop, value.step])]
         if kind in VIEWS:
-            return [VIEWS[kind], inside([*value])]
+            return [VIEWS[kind], inside(value)]
         if id(value) in BUILTINS and (isinstance(value, type) or self.names_functions):
             return ["builtin", BUILTINS[id(value)]]
         if (theirs := number_of(value)) is not None:
@@ -220,6 +215,15 @@ class Peer:
             bases = [self.encode(base) for base in value.__bases__]
             return ["error", self.keep(value), value.__module__, value.__name__, bases]
         return self.encode_other(value)
+
+    def encode_all(self, items: Iterable[Any], depth: int = 0) -> list[Any]:
+        """The values of a list."""
+        items = list(items)
+        kinds = set(map(type, items))
+        small = kinds == {int} and max(items).bit_length() < 64 > min(items).bit_length()
+        if small or (len(kinds) == 1 and kinds <= {str, float, bool}):
+            return items
+        return [self.encode(item, depth) for item in items]
 
     def encode_other(self, value: Any) -> Any:
         """What is neither plain data nor an exception: something that is kept here."""
@@ -256,31 +260,24 @@ class Peer:
         if kind == "builtin":
             return self.builtin(rest[0])
         if kind == "exception":
-            error_type, number = self.decode(rest[0]), rest[1]
+            error_class, number = error_type(self.decode(rest[0])), rest[1]
             arguments, cause, context, fields = map(self.decode, rest[2:])
-            if not is_error_type(error_type):
-                raise TypeError("no exception")
             if number is None:
-                error = error_type(*arguments)
+                error = error_class(*arguments)
             else:
-                error = error_type.__new__(error_type, *arguments)
-                error.args, error._held_ = tuple(arguments), number
+                error = error_class.__new__(error_class, *arguments)
+                vars(error)["_held_"], error.args = number, tuple(arguments)
             error.__cause__, error.__context__ = cause, context
             vars(error).update(fields)
             return error
         if kind == "error":
             number, module, name, bases = rest
             if module.partition(".")[0] in sys.stdlib_module_names and module in sys.modules:
-                known = vars(sys.modules[module]).get(name)
-                if not is_error_type(known):
-                    raise TypeError("no exception")
-                return known
+                return error_type(vars(sys.modules[module]).get(name))
             if number not in self.errors:
                 names = {"_peer_": self, "_class_held_": number, **self.error_methods}
-                parents = tuple(map(self.decode, bases))
-                if not parents or not all(map(is_error_type, parents)):
-                    raise TypeError("no exception")
-                self.errors[number] = ErrorType(name, parents, names)
+                parents = [error_type(self.decode(base)) for base in bases]
+                self.errors[number] = error_type(ErrorType(name, tuple(parents), names))
             return self.errors[number]
         return self.decode_other(kind, rest)
 
@@ -304,7 +301,7 @@ class Peer:
         """What the other end makes of these, or the exception that it raises."""
         try:
             message: dict[str, Any] = {"operation": operation, "changed": self.changes()}
-            message["arguments"] = list(map(self.encode, arguments))
+            message["arguments"] = self.encode_all(arguments)
             message["options"] = {name: self.encode(value) for name, value in options.items()}
             self.send(message)
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
@@ -328,7 +325,7 @@ class Peer:
         """Do what a message asks for, and answer it."""
         try:
             self.apply(message["changed"])
-            arguments = list(map(self.decode, message["arguments"]))
+            arguments = self.decode_all(message["arguments"])
             options = {name: self.decode(value) for name, value in message["options"].items()}
             self.drop(message["dropped"])
             try:

@@ -89,22 +89,33 @@ def bound_and_free(source: str) -> tuple[set[str], set[str]]:
 
 
 def names_used(source: str) -> set[str]:
-    """The names that tests in Python use and mean the program's. The tests alone decide it.
+    """The names that tests in Python use and mean the program's. The tests alone decide it."""
+    return names_in(*parse_tests(source))
 
-    These are what they import from `solution`, and all that they neither define nor import, but for
-    Python's own: builtins, modules that they only take attributes of, and STANDARD. If nothing is
+
+def names_in(tests: ast.Module, imported: set[str]) -> set[str]:
+    """The names that such a tree uses and means the program's.
+
+    These are what it imports from `solution`, and all that it neither defines nor imports, but for
+    Python's own: builtins, modules that it only takes attributes of, and STANDARD. If nothing is
     left but one builtin's name, then that is what the program has to define, as in
     `assert sum(10, 15) == 6`.
     """
-    tree, imported = parse_tests(source)
-    _, free = bound_and_free(ast.unparse(tree))
-    parts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    _, free = bound_and_free(ast.unparse(tests))
+    parts = {id(node.value) for node in ast.walk(tests) if isinstance(node, ast.Attribute)}
+    names = [node for node in ast.walk(tests) if isinstance(node, ast.Name)]
     free -= MODULES - {node.id for node in names if id(node) not in parts}
     free = {name for name in free if not name.startswith("__")}
     builtin = free & set(vars(builtins))
     free -= {*builtin, *STANDARD}
     return imported | free or (builtin if len(builtin) == 1 else set())
+
+
+def modules_imported(tests: ast.Module) -> set[str | None]:
+    """The modules that tests import."""
+    imports = [node for node in ast.walk(tests) if isinstance(node, ast.Import)]
+    named = {name.name for node in imports for name in node.names}
+    return named | {node.module for node in ast.walk(tests) if isinstance(node, ast.ImportFrom)}
 
 
 # ------------------------------------------------------------------------ the program's objects
@@ -116,6 +127,8 @@ TELLING = {
     "rindex", "rpartition", "rsplit", "rstrip", "split", "startswith", "strip",
     "symmetric_difference", "union",
 }  # fmt: skip
+NEVER_TOLD = {"compare", "__contains__", "__dataclass_fields__"}
+NEVER_TOLD |= {f"__{name}__" for name in COMPARISONS}
 SAYING = {"str", "repr", "format", "hash", "getitem", "iter", "len", "reversed"}
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
@@ -124,18 +137,18 @@ DATA: tuple[type, ...] = (
 )  # fmt: skip
 DATES = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
 ATTRIBUTES = {name for kind in (*DATA, *DATES, types.GeneratorType) for name in dir(kind)}
-
-
 ALONE = (  # what nothing else equals or is
     type(None), bool, type(...), type, types.ModuleType, types.FunctionType,
     types.BuiltinFunctionType,
 )  # fmt: skip
 
 
+def refuse(name: str) -> NoReturn:
+    raise Refused(f"{name} of an object of the program's")
+
+
 def not_telling(name: str) -> str:
-    if name in TELLING:
-        raise Refused(f"{name} of an object of the program's")
-    return name
+    return refuse(name) if name in TELLING else name
 
 
 class Handle:
@@ -150,16 +163,8 @@ class Handle:
     """
 
     __slots__ = (
-        "_held_",
-        "_peer_",
-        "_base_",
-        "_own_",
-        "_met_",
-        "_fixed_",
-        "_known_",
-        "_data_",
-        "_said_",
-    )
+        "_held_", "_peer_", "_base_", "_own_", "_met_", "_fixed_", "_known_", "_data_", "_said_",
+    )  # fmt: skip
 
     def __getattribute__(self, name: str) -> Any:
         peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
@@ -167,16 +172,12 @@ class Handle:
             return base
         if name in ("__copy__", "__deepcopy__", "__mro_entries__"):
             return self_of(self, name)
-        if name in ("compare", "__contains__", *(f"__{each}__" for each in COMPARISONS)):
-            raise Refused(f"{name} of an object of the program's")
+        if name in NEVER_TOLD or (name in ATTRIBUTES and self_of(self, "_met_")):
+            refuse(name)
         if name not in ATTRIBUTES and not base:
             object.__setattr__(self, "_known_", True)
         elif name in TELLING and not self_of(self, "_known_"):
-            if base and not own:
-                return getattr(data_of(self), name)
-            raise Refused(f"{name} of an object of the program's")
-        if name == "__dataclass_fields__" or (name in ATTRIBUTES and self_of(self, "_met_")):
-            raise Refused(f"{name} of an object of the program's")
+            return getattr(data_of(self), name) if base and not own else refuse(name)
         return peer.ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -268,16 +269,12 @@ def forward(name: str) -> Callable[..., Any]:
         value = self_of(self, "_peer_").ask(name, self, *arguments)
         if name in ("float", "int", "index", "complex") and not self_of(self, "_known_"):
             said[name] = value
-        if name == "exit" and value and arguments[0] and not is_program_error(arguments[0]):
+        swallows = name == "exit" and value and arguments[0]
+        if swallows and issubclass(arguments[0], (AssertionError, Refused)):
             raise Refused("an object of the program's that swallows a failure of the tests")
         return meet(value, name) if met and name in ("neg", "pos", "invert") else value
 
     return method
-
-
-def is_program_error(kind: type) -> bool:
-    """Whether a context manager may swallow exceptions of this class: not the tests' failures."""
-    return not issubclass(kind, (AssertionError, Refused))
 
 
 def meet(value: Any, name: str) -> Any:
@@ -448,14 +445,10 @@ class Tester(Peer):
         handle: Any = object.__new__(Stream if kind == "iterator" else Handle)
         number, base, own, fixed, data = rest if kind == "held" else (*rest, "", False, False, None)
         kinds = {each.__name__: each for each in BASES}
-        fields = {"held": number, "peer": self, "base": kinds.get(base), "own": own}
-        fields |= {
-            "met": False,
-            "fixed": fixed,
-            "known": False,
-            "data": self.decode(data),
-            "said": {},
-        }
+        fields = {
+            "held": number, "peer": self, "base": kinds.get(base), "own": own, "fixed": fixed,
+            "data": self.decode(data), "met": False, "known": False, "said": {},
+        }  # fmt: skip
         if kind == "iterator":
             fields |= {"items": ((), None), "taken": 0}
         for name, field in fields.items():
@@ -510,17 +503,13 @@ class Tester(Peer):
         solution = type("Solution", (), {"__getattr__": lambda _, name: self.find(name)})()
         own = {"__name__": "tests", "__is__": self.is_same, "__type__": self.type_of}
         own |= {"id": self.id_of, "__known__": know, "__solution__": solution, **STANDARD}
-        names = Names(own, names_used(source), self.find)
+        tree, imported = parse_tests(source)
+        if UNTOLD & modules_imported(tree):
+            raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
+        names = Names(own, names_in(tree, imported), self.find)
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
         for name in names.wanted & names.keys():
             del names[name]
-        tree, _ = parse_tests(source)
-        for node in ast.walk(tree):
-            named = [
-                name.name for name in getattr(node, "names", []) if isinstance(node, ast.Import)
-            ]
-            if UNTOLD & {getattr(node, "module", None), *named}:
-                raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
         tree = ast.fix_missing_locations(Rewritten().visit(tree))
         exec(compile(tree, "tests.py", "exec", dont_inherit=True, optimize=0), names)
         if not self.met:

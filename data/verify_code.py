@@ -38,7 +38,7 @@ def run_tests(code: str, tests: str | Sequence[str], timeout: float = 10.0) -> t
     """Whether `code` passes `tests`, and "passed" or why not.
 
     tests: Python (assertions, or other statements), in one text or several; or a JSON object of
-    APPS' form, as `rows.read_tests` makes it. timeout: seconds of CPU time for all of them; in
+    APPS' form, as `code_rows.read_tests` makes it. timeout: seconds of CPU time for all of them; in
     APPS' form for each of them. Raises OSError where the sandbox cannot be set up.
     """
     source = tests if isinstance(tests, str) else "\n".join(tests)
@@ -150,32 +150,30 @@ def extract_code(text: str, tests: str = "") -> str:
     blocks = fenced_blocks(text)
     if not blocks:
         return unfenced(text)
-    programs = [(code, *bound_and_free(code)) for code in blocks if is_program(code)]
+    programs = [(code, tree) for code in blocks if is_program(tree := parsed(code))]
     if not programs:
         return blocks[-1]
-
-    def defining(name: str) -> int | None:
-        return max((i for i, (_, bound, _) in enumerate(programs) if name in bound), default=None)
+    names = [bound_and_free(code) for code, _ in programs]
+    defining = {name: i for i, (bound, _) in enumerate(names) for name in bound}  # the last block
 
     def with_needed(places: set[int]) -> set[int]:
         """These blocks and those that define what they use."""
         todo = list(places)
         while todo:
-            found = map(defining, programs[todo.pop()][2])
-            needed = {place for place in found if place is not None} - places
+            _, free = names[todo.pop()]
+            needed = {defining[name] for name in free & defining.keys()} - places
             todo += needed
             places |= needed
         return places
 
-    chosen = {place for name in tested_names(tests) if (place := defining(name)) is not None}
-
     def rank(place: int) -> int:
         """How much a block looks like the main program, that reads standard input as it runs."""
-        if not runs(programs[place][0]):
+        if not runs(programs[place][1]):
             return 0
         reads = {i for i in with_needed({place}) if READS_INPUT.search(programs[i][0])}
         return 2 if place in reads else len(reads) > 0
 
+    chosen = {defining[name] for name in tested_names(tests) & defining.keys()}
     if not chosen:
         chosen = {max(range(len(programs)), key=lambda place: (rank(place), place))}
     return "\n".join(programs[i][0] for i in sorted(with_needed(chosen)))
@@ -206,16 +204,16 @@ def fenced_blocks(text: str) -> list[str]:
         if mark in rest:  # not a fence, but code within a line
             continue
         indent = len(line) - len(line.lstrip())
-        ends = list(
-            itertools.islice((i for i in range(at, len(lines)) if fence in lines[i]), MAX_TRIES)
-        )
-        bodies = [within(lines[at : end + 1], fence, indent) for end in ends or [len(lines)]]
-        # A fence may stand inside a docstring: the block ends where it is Python, if anywhere.
-        is_python = (rest.split() or [""])[0].lower() in PYTHON
-        place = next((i for i, body in enumerate(bodies) if is_python and parsed(body)), 0)
-        if is_python:
-            blocks.append(bodies[place])
-        at = ends[place] + 1 if ends else len(lines)
+        found = (end for end in range(at, len(lines)) if fence in lines[end])
+        ends = list(itertools.islice(found, MAX_TRIES)) or [len(lines)]
+        end = ends[0]
+        if (rest.split() or [""])[0].lower() in PYTHON:
+            # A fence may stand inside a docstring: the block ends where it is Python, if anywhere.
+            bodies = ((end, within(lines[at : end + 1], fence, indent)) for end in ends)
+            python = next(((end, body) for end, body in bodies if parsed(body)), None)
+            end, body = python or (end, within(lines[at : end + 1], fence, indent))
+            blocks.append(body)
+        at = end + 1
     return blocks
 
 
@@ -250,18 +248,16 @@ def parsed(code: str) -> ast.Module | None:
     return None
 
 
-def is_program(code: str) -> bool:
+def is_program(tree: ast.Module | None) -> bool:
     """Whether this is a program, and no output such as `42` or `YES`."""
     calls = (ast.Call, ast.Await, ast.Yield, ast.NamedExpr)
-    tree = parsed(code)
     return tree is not None and any(
         not isinstance(node, ast.Expr) or any(isinstance(part, calls) for part in ast.walk(node))
         for node in tree.body
     )
 
 
-def runs(code: str) -> bool:
+def runs(tree: ast.Module | None) -> bool:
     """Whether a program does something beside defining names."""
     defines = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
-    tree = parsed(code)
     return tree is not None and any(not isinstance(n, (*defines, ast.Assign)) for n in tree.body)
