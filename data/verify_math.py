@@ -89,6 +89,7 @@ TAKEN_BACK = re.compile(  # in what follows an answer
 BOTH = re.compile(  # between two boxes in a sentence: not only the second is meant
     rf"{MAYBE}|\b(?:or|and|if|though|although|while|whereas|too|also)\b|[=&]", re.IGNORECASE
 )
+DATE = re.compile(r"(?:\d{4}([-/])\d\d?\1|\d\d?([-/])\d\d?\2\d\d)\d\d?")
 SENTENCE_END = re.compile(r"[.!?][$*)\"'’\]]*(?=\s|$)|\n\s*\n")
 ANSWER_END = re.compile(
     r"[.!?][$*)\"'’\]]*\s+(?=[\"'($*\\]*[A-Z])"
@@ -215,6 +216,8 @@ def read_answer(text: str) -> Value | None:
     plain = unwrap(text)
     if HEDGE.search(plain) and re.search(r"[^A-Za-z\s]", plain):
         return None  # "not x=5" is more than words, but not an answer
+    if DATE.fullmatch(plain):
+        return None  # 2023-01-01 is not 2021
     try:
         return read(text, 0)
     except (Unreadable, ArithmeticError, ValueError, RecursionError):
