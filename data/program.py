@@ -12,6 +12,7 @@ import itertools
 import math
 import operator
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -189,6 +190,9 @@ class Program(Peer):
         vars(module).update(self.given, stdin=sys.stdin, stdout=sys.stdout)
         with contextlib.suppress(SystemExit):
             exec(self.compiled(), vars(module))
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
         return self.printed()
 
     def encode_other(self, value: Any) -> Any:

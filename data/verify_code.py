@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tester import bound_and_free, names_used
+from data.tester import bound_and_free, modules_imported, names_used
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 POLL = 0.2  # seconds between two looks at the clock
@@ -38,8 +38,9 @@ def run_tests(code: str, tests: str | Sequence[str], timeout: float = 10.0) -> t
     """Whether `code` passes `tests`, and "passed" or why not.
 
     tests: Python (assertions, or other statements), in one text or several; or a JSON object of
-    APPS' form, as `code_rows.read_tests` makes it. timeout: seconds of CPU time for all of them; in
-    APPS' form for each of them. Raises OSError where the sandbox cannot be set up.
+    APPS' form. `code_rows.read_tests` makes both of a row, with the calls of its test functions.
+    timeout: seconds of CPU time for all of them; in APPS' form for each of them. Raises OSError
+    where the sandbox cannot be set up.
     """
     source = tests if isinstance(tests, str) else "\n".join(tests)
     if sys.platform != "linux":
@@ -83,7 +84,8 @@ def verdict(
     """(+, - or !, why): what the tester says in the end, or that the time is over.
 
     The limit is CPU time, of both processes: with other programs beside it, a program takes as much
-    of it as alone. The limit of wall time, for one that sleeps, grows with the machine's load.
+    of it as alone. The limit of wall time, for one that sleeps, grows with the machine's load and
+    with the CPU time that was used in all.
     """
     assert tester.stdout
     output = b""
@@ -101,11 +103,11 @@ def verdict(
                 said = output.decode("utf-8", "replace") or "-the tests ended without a result"
                 return said[0], said[1:].strip()
             if 0 in data:  # a test begins that has a limit of its own
-                began, before = time.monotonic(), used()
+                before = used()
             output = (output + data.replace(b"\0", b""))[:MAX_VERDICT]
         if used() - before > timeout:
             return "-", f"no result within {timeout:g} s of CPU time"
-        if time.monotonic() - began > timeout * (3 + 2 * load()):
+        if time.monotonic() - began > (timeout + used()) * (3 + 2 * load()):
             return "-", f"no result within {time.monotonic() - began:.0f} s"
 
 
@@ -136,6 +138,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 PYTHON = {"", "py", "python", "python2", "python3"}
 READS_INPUT = re.compile(r"\binput\(|\bstdin\b|\bopen\(0\b")
+MAX_ANSWER = 100_000  # characters at the end of an answer in which a program is looked for
 MAX_TRIES = 8  # ends of a block, or of a program in prose, that are tried
 
 
@@ -146,7 +149,7 @@ def extract_code(text: str, tests: str = "") -> str:
     that defines what that one uses, and so on, in their order. Where the tests use no name, it
     begins with the last block that reads standard input, else with the last that does anything.
     """
-    text = text.replace("\r\n", "\n")
+    text = text[-MAX_ANSWER:].replace("\r\n", "\n")
     blocks = fenced_blocks(text)
     if not blocks:
         return unfenced(text)
@@ -249,9 +252,11 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def is_program(tree: ast.Module | None) -> bool:
-    """Whether this is a program, and no output such as `42` or `YES`."""
+    """Whether this is a program, and no output such as `42` or `YES`, and no use of one."""
     calls = (ast.Call, ast.Await, ast.Yield, ast.NamedExpr)
-    return tree is not None and any(
+    if tree is None or "solution" in modules_imported(tree):
+        return False
+    return any(
         not isinstance(node, ast.Expr) or any(isinstance(part, calls) for part in ast.walk(node))
         for node in tree.body
     )

@@ -226,7 +226,14 @@ HARMS = {
     "a signal through a pipe's owner": "import os, fcntl\nr, w = os.pipe()\n"
     "fcntl.fcntl(r, 8, os.getppid())\ndef f(x): return x + 1",
     "the priority of its parent": "import os\nos.sched_setaffinity(os.getppid(), {0})",
-    "threads": "import threading\nthreading.Thread(target=print).start()",
+    "a process that only the kernel calls a thread": "import ctypes\n"
+    "if ctypes.CDLL(None).syscall(56, 0x3D0F00 - 0x10000 | 17, 0, 0, 0, 0) < 0: 1 / 0\n"
+    "def f(x): return x + 1",
+    "a process by a newer call": "import ctypes, struct\n"
+    "how = struct.pack('=11Q', 0, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0)\n"
+    "if ctypes.CDLL(None).syscall(435, how, 88) < 0: 1 / 0\ndef f(x): return x + 1",
+    "a thread for each number": "import threading, time\n"
+    "while 1: threading.Thread(target=time.sleep, args=(99,)).start()",
     "a crash": "import ctypes\nctypes.string_at(0)",
 }
 
@@ -468,6 +475,20 @@ def test_a_method_or_a_function_is_called_with_decoded_arguments():
     assert "not defined" in run_tests("x = 1", json.dumps(method))[1]
 
 
+def test_what_a_programs_threads_print_counts_until_the_last_has_ended():
+    code = (
+        "import sys, threading, time\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**27)\n"
+        "def deep(n): return n and 1 + deep(n - 1)\n"
+        "def main():\n    time.sleep(0.1)\n    print(deep(int(input())))\n"
+        "threading.Thread(target=main).start()"
+    )
+    case = {"inputs": ["20000", "7"], "outputs": ["20000", "7"]}
+    assert run_tests(code, json.dumps(case)) == (True, "passed")
+    pool = "from concurrent.futures import ThreadPoolExecutor\n"
+    pool += "def f(x):\n    with ThreadPoolExecutor(3) as pool: return list(pool.map(abs, x))"
+    assert run_tests(pool, "assert f([-1, 2]) == [1, 2]") == (True, "passed")
+
+
 def test_each_test_by_input_has_its_own_time():
     case = {"inputs": [""] * 4, "outputs": ["1"] * 4}
     slow = WORK.format(0.5) + "\nf(0); print(1)"
@@ -475,9 +496,19 @@ def test_each_test_by_input_has_its_own_time():
     assert not run_tests(slow.replace("0.5", "2.5"), json.dumps(case), 1.2)[0]
 
 
+def test_a_program_that_sleeps_has_one_time_for_all_its_tests():
+    case = {"inputs": [""] * 99, "outputs": ["1"] * 99}
+    began = time.monotonic()
+    passed, reason = run_tests("import time\ntime.sleep(0.4)\nprint(1)", json.dumps(case), 0.2)
+    assert not passed and reason.startswith("no result within")
+    assert time.monotonic() - began < 20
+
+
 F, USE = "def f(x):\n    return x + 1\n", "print(f(1))\n"
 ANSWERS = {
     "a usage block after it": f"```python\n{F}```\nUsage:\n```python\n{USE}```",
+    "an import of it after it": f"```python\n{F}```\nTest:\n```python\nfrom solution import f\n"
+    "assert f(2) == 3\n```",
     "an output block after it": f"```python\n{F}```\nOutput:\n```\n2\n```",
     "a shell block after it": f"```python\n{F}```\nRun:\n```bash\npython f.py\n```",
     "two versions": f"```python\ndef f(x): return x\n```\nBetter:\n```python\n{F}```",
@@ -522,7 +553,9 @@ def test_the_program_in_an_answer_that_reads_standard_input():
 
 
 def test_hostile_answers_delay_nothing():
+    blocks = "".join(f"```python\ndef f{i}(): f{i + 1}()\n```\n" for i in range(10**4))
     for piece in (
+        blocks,
         "```",
         "```\n",
         "~~~x\n",
@@ -532,5 +565,5 @@ def test_hostile_answers_delay_nothing():
         "```python\nx=1\n```\n",
     ):
         began = time.process_time()
-        extract_code(piece * (10**5 // len(piece)), "assert f(1) == 2")
-        assert time.process_time() - began < 2, piece
+        extract_code(piece * (10**6 // len(piece)), "assert f(1) == 2 and f9000()")
+        assert time.process_time() - began < 2, piece[:99]
