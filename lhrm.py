@@ -384,7 +384,7 @@ class EvalSettings(EvalOptions):
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
     dataset_name: str = setting("runs/lab/data/test.jsonl", "files of queries, with commas between")
     since: str | None = setting(None, "first contest_date of LiveCodeBench's, such as 2024-08-01")
-    until: str | None = setting(None, "last contest_date")
+    until: str | None = setting(None, "last contest_date, included")
     modes: str = setting(
         "think,no_think,auto", "setups, with commas between: the mode is forced (think, no_think), "
         "the model chooses (auto), a classifier does (router). H_acc needs both forced modes",

@@ -11,14 +11,17 @@ import binascii
 import builtins
 import contextlib
 import json
+import keyword
 import pickletools
 import re
+import sys
 import zlib
 from typing import Any
 
 from data.cli import InputError
+from data.tester import modules_imported
 
-MAX_CASES = 2**30  # bytes of a problem's compressed tests, unpacked
+MAX_CASES = 2**28  # bytes of a problem's compressed tests, unpacked
 
 # ------------------------------------------------------------------------------------------ prompts
 
@@ -37,9 +40,19 @@ LIVE_STDIN = (
     "the python program runs, it reads the inputs, runs the algorithm and writes output to STDOUT."
 )
 
+MBPP = (
+    "You are an expert Python programmer, and here is your task: {} "
+    "Your code should pass these tests:\n\n{}"
+)
+
 
 def code_prompt(row: dict[str, Any]) -> Any:
-    """The prompt of a row of LiveCodeBench or APPS as the set's own harness has it, else None."""
+    """The prompt of a row of LiveCodeBench, APPS or MBPP as its set has it, else None."""
+    task, tests = row.get("prompt") or row.get("text"), row.get("test_list")
+    if isinstance(task, str) and tests and isinstance(tests, list):  # these name the function
+        return MBPP.format(task, "\n".join(map(str, tests)))
+    if row.get("prompt"):
+        return None
     starter = row.get("starter_code") or ""
     if isinstance(content := row.get("question_content"), str) and isinstance(starter, str):
         how, code = (LIVE_STARTER, starter) if starter else (LIVE_STDIN, "# YOUR CODE HERE")
@@ -85,11 +98,18 @@ def read_tests(row: dict[str, Any], where: str, prompt: str) -> str:
 def tests_in_python(text: str, entry_point: Any, prompt: str, where: str) -> str:
     """Asserts, HumanEval's `check`, or functions in pytest's way: the whole of them, called."""
     try:
-        body = ast.parse(text).body
+        tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise InputError(f"{where}: the tests are not Python") from None
+    packages = {(name or "").partition(".")[0] for name in modules_imported(tree)}
+    if unknown := packages - {*sys.stdlib_module_names, "solution", ""}:
+        names = ", ".join(sorted(unknown))
+        raise InputError(f"{where}: the tests import {names}, not in the standard library")
+    body = tree.body
+    if unfit := [node.name for node in body if needs_pytest(node)]:
+        raise InputError(f"{where}: the tests' {unfit[0]} can only be run by pytest")
     functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    named = isinstance(entry_point, str) and entry_point.isidentifier()
+    named = is_name(entry_point)
     if "check" in functions:
         # HumanEval's tests use what its prompt imports and defines, beside the program's function.
         if not re.search(r"^check\(", text, re.MULTILINE):
@@ -112,6 +132,25 @@ def tests_in_python(text: str, entry_point: Any, prompt: str, where: str) -> str
     return text
 
 
+def needs_pytest(node: ast.stmt) -> bool:
+    """Whether a statement of tests is a class of tests, or a test that has to be given something or
+    awaited."""
+    if isinstance(node, ast.ClassDef):
+        return any(getattr(part, "name", "").startswith("test") for part in node.body)
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return False
+    given = node.args
+    needed = (
+        len([*given.posonlyargs, *given.args]) > len(given.defaults) or None in given.kw_defaults
+    )
+    return node.name.startswith("test") and (needed or isinstance(node, ast.AsyncFunctionDef))
+
+
+def is_name(value: Any) -> bool:
+    """Whether a function can be called so."""
+    return isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
+
+
 def as_cases(given: Any) -> str:
     """Inputs and outputs in APPS' form, checked."""
     name, inputs, outputs = given.get("fn_name"), given["inputs"], given["outputs"]
@@ -119,7 +158,7 @@ def as_cases(given: Any) -> str:
         raise ValueError("expected lists of inputs and outputs")
     if len(inputs) != len(outputs):
         raise ValueError(f"{len(inputs)} inputs, {len(outputs)} outputs")
-    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+    if name is not None and not is_name(name):
         raise ValueError(f"a function called {name!r}")
     return json.dumps({"fn_name": name, "inputs": inputs, "outputs": outputs})
 

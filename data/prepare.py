@@ -36,7 +36,14 @@ from data import classify
 from data.cli import InputError, run_command, run_subcommand, setting, write_json, write_row
 from data.judge import side_by_side
 from data.modes import MODES, TAGS, format_response, parse_response
-from data.rows import as_messages, encode_row, read_rows, row_prompt, split_paths, token_writer
+from data.rows import (
+    as_messages,
+    encode_row,
+    question_of,
+    read_rows,
+    split_paths,
+    token_writer,
+)
 from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
 from data.tokenizer import Messages, Tokenizer
 from data.verify_code import extract_code, run_tests
@@ -216,8 +223,9 @@ def judgeable(stream: Iterable[Example], report: Report) -> Iterator[Example]:
         golds = example.gold
         if example.domain != "maths":
             example.gold = [gold for gold in golds if not is_prose(gold)]
-        prose = golds and not example.gold
-        outcome = "kept for the reward model: the answer is prose" if prose else "kept"
+        why = "the answer is prose" if golds else "no answer"
+        definite = example.gold or example.tests
+        outcome = "kept" if definite else f"kept for the reward model: {why}"
         report.add("judge", example.source, outcome)
         yield example
 
@@ -312,7 +320,8 @@ class Evaluation:
             questions = 0
             for where, row in read_rows(path):
                 questions += 1
-                asked = [m["content"] for m in row_prompt(row, where) if m["role"] == "user"]
+                prompt = as_messages(question_of(row), where)
+                asked = [m["content"] for m in prompt if m["role"] == "user"]
                 mine = set[tuple[int, str]]()
                 for words in filter(None, map(words_of, asked)):
                     self.texts.add(squeezed(words))

@@ -117,8 +117,12 @@ def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
     if len(result["by_domain"]) > 1:
         by_domain = result["by_domain"].items()
         rows |= {f"{s}, {domain}": figures[s] for s in setups for domain, figures in by_domain}
-    count = sum(figures["queries"] for figures in result["by_domain"].values())
-    print(f"\n{count} queries, headline domain: {result['domain']}")
+    count, graded = (
+        sum(figures[name] for figures in result["by_domain"].values())
+        for name in ("queries", "graded")
+    )
+    graded_only = "" if count == graded else f" ({graded} of them can be judged)"
+    print(f"\n{count} queries{graded_only}, headline domain: {result['domain']}")
     print(results_table(rows))
     if result["by_level"]:
         print(level_bars(setups[-1], result, setups[-1]))

@@ -9,13 +9,13 @@ import gzip
 import hashlib
 import itertools
 import json
-import re
 import shutil
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +133,16 @@ def split_paths(paths: str | Path) -> list[str]:
 
 
 IDS = ("id", "task_id", "question_id", "problem_id", "uid")
-DATE = re.compile(r"\d{4}-\d\d-\d\d")
-PROMPTS = ("prompt", "problem", "question", "instruction", "text")
+PROMPTS = ("prompt", "problem", "question", "instruction", "text", "question_content")
 
 
 def prompt_of(row: dict[str, Any]) -> Any:
-    """The prompt of a row, whatever its set calls it; Alpaca's `input` belongs to it."""
-    if not row.get("prompt") and (prompt := code_prompt(row)):
-        return prompt
+    """The prompt of a row, as its set has it."""
+    return code_prompt(row) or question_of(row)
+
+
+def question_of(row: dict[str, Any]) -> Any:
+    """What a row asks, whatever its set calls it; Alpaca's `input` belongs to it."""
     name = next((name for name in PROMPTS if row.get(name) and str(row[name]).strip()), "prompt")
     prompt, extra = row.get(name), row.get("input")
     if name == "instruction" and isinstance(extra, str) and extra.strip():
@@ -176,12 +178,13 @@ def read_queries(
     `question_id`, `problem_id` and `uid` for `id`; `difficulty` for `level`. The domain is the
     row's, or its source's, or its file's.
     """
-    for name, day in (("since", since), ("until", until)):
-        if day is not None and not DATE.fullmatch(day):
-            raise InputError(f"--{name} {day}: expected a date such as 2024-08-03")
+    first = day_of(since or "0001-01-01", "--since")
+    last = day_of(until or "9999-12-31", "--until")
     queries = []
     for where, row in itertools.chain.from_iterable(map(read_rows, split_paths(path))):
-        if (since or until) and not in_time(row.get("contest_date"), since, until, where):
+        if (since or until) and not (
+            first <= day_of(row.get("contest_date"), f"{where}: contest_date") <= last
+        ):
             continue
         prompt = row_prompt(row, where)
         reward_model = row.get("reward_model")
@@ -206,15 +209,16 @@ def read_queries(
         part = str(row.get("dataset") or "")
         queries.append(Query(prompt, answers, level, domain, tests, "".join(ids[:1]), part))
     if not queries:
-        raise InputError(f"{path}: no row has a contest_date from {since} to {until}")
+        raise InputError(f"{path}: no row has a contest_date from {first} to {last}")
     return queries
 
 
-def in_time(date: Any, since: str | None, until: str | None, where: str) -> bool:
-    """Whether a date, such as 2024-08-03T00:00:00, is in a range, its last day included."""
-    if not isinstance(date, str) or not DATE.match(date):
-        raise InputError(f"{where}: no contest_date such as 2024-08-03")
-    return (since or "") <= date[:10] <= (until or "9999")
+def day_of(given: Any, where: str) -> date:
+    """The day of a time such as 2024-08-03T00:00:00."""
+    with contextlib.suppress(ValueError):
+        if isinstance(given, str):
+            return date.fromisoformat(given[:10])
+    raise InputError(f"{where}: expected a date such as 2024-08-03, not {given!r}")
 
 
 def check_domain(queries: Sequence[Query], domain: str | None) -> None:

@@ -67,17 +67,18 @@ def test_a_range_of_dates_includes_its_ends(live):
     assert [q.id for q in read_queries(live, first, last)] == wanted
     assert len(read_queries(live, since=dates[-1])) == dates.count(dates[-1])
     assert len(read_queries(live, until=dates[0])) == dates.count(dates[0])
-    with pytest.raises(InputError, match="no row has a contest_date from 2031-01-01 to None"):
+    with pytest.raises(InputError, match="no row has a contest_date from 2031-01-01 to 9999-12-31"):
         read_queries(live, since="2031-01-01")
 
 
 def test_a_row_without_a_date_is_refused_where_dates_are_asked_for(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "1+1", "answer": "2"}) + "\n")
-    with pytest.raises(InputError, match="rows.jsonl:1: no contest_date such as 2024-08-03"):
+    with pytest.raises(InputError, match="rows.jsonl:1: contest_date: expected a date such as"):
         read_queries(path, since="2024-01-01")
-    with pytest.raises(InputError, match="--since soon: expected a date such as 2024-08-03"):
-        read_queries(path, since="soon")
+    for day in ("soon", "2024-13-45"):
+        with pytest.raises(InputError, match=f"--since: expected a date such as .* not '{day}'"):
+            read_queries(path, since=day)
 
 
 def test_compressed_tests_are_read_in_every_protocol_of_pickle():

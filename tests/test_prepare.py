@@ -18,7 +18,14 @@ from data import judge, prepare
 from data.classify import Rules
 from data.cli import InputError
 from data.prepare import Evaluation, PrepareSettings, Report
-from data.rows import TokenizedRows, encode_row, read_hft_rows, read_queries, tokenized_rows
+from data.rows import (
+    TokenizedRows,
+    encode_row,
+    read_hft_rows,
+    read_queries,
+    row_prompt,
+    tokenized_rows,
+)
 from data.sources import Example
 
 WORDS = ["".join(random.Random(i).choices("abcdefghij", k=6)) for i in range(3000)]
@@ -265,6 +272,19 @@ def test_a_short_evaluation_question_is_found_inside_a_prompt(tmp_path):
     assert evaluation.contains("Say hello to Simplify.") == ""  # one word says nothing
 
 
+def test_what_a_benchmark_adds_to_its_questions_does_not_hide_them(tmp_path):
+    path = tmp_path / "test.jsonl"
+    mbpp = {"text": "Write a function to square numbers.", "test_list": ["assert f(3) == 9"]}
+    live = {"question_content": "Count all palindromes of a text.", "public_test_cases": "[]"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (mbpp, live)))
+    evaluation = Evaluation([str(path)], ngram=8)
+    for row in (mbpp, live):
+        asked = row.get("text") or row["question_content"]
+        assert evaluation.contains(asked) == "an evaluation question"
+        prompt = prepare.prompt_text(row_prompt(row, ""))
+        assert evaluation.contains(prompt) == "a short evaluation question inside"
+
+
 def test_what_many_evaluation_questions_share_gives_none_of_them_away(tmp_path):
     path = tmp_path / "test.jsonl"
     shared = "Please reason step by step, and put your final answer within a box."
@@ -331,7 +351,8 @@ def test_outside_maths_an_answer_that_is_prose_is_for_the_reward_model(domain, g
     given = Example([{"role": "user", "content": "?"}], domain, gold=gold, source="generic")
     (kept,) = prepare.judgeable([given], report)
     assert kept.gold == short
-    outcome = "kept for the reward model: the answer is prose" if gold and not short else "kept"
+    why = "the answer is prose" if gold else "no answer"
+    outcome = "kept" if short else f"kept for the reward model: {why}"
     assert report.totals("judge") == {outcome: 1}
     assert report.text().splitlines()[1].split()[:3] == ["judge", "1", "0"]
 
@@ -582,8 +603,9 @@ def test_an_rl_set_keeps_questions_with_what_they_are_judged_by(tmp_path):
         ([], "assert f(1) == 3", ""),
     ]
     report = json.loads((tmp_path / "out" / "rl_report.json").read_text())
-    prose = "kept for the reward model: the answer is prose"
-    assert report["steps"]["judge"] == {"generic": {"kept": 13, prose: 1}}
+    judged = {"the answer is prose": 1, "no answer": 4}
+    judged = {f"kept for the reward model: {why}": count for why, count in judged.items()}
+    assert report["steps"]["judge"] == {"generic": {"kept": 9, **judged}}
 
 
 def test_the_worked_example_of_the_readme_is_true(tmp_path):

@@ -137,7 +137,9 @@ def test_published_rows_of_benchmarks_are_read_as_they_are(tmp_path):
     assert [bool(q.tests) for q in queries] == [True, True, False, False, False]
     assert queries[0].tests.endswith("check(f)") and queries[1].tests == "assert f(1) == 2"
     assert [q.answers for q in queries] == [[], [], ["7"], [], []]
-    assert [q.prompt[0]["content"] for q in queries][1:3] == ["Add one.", "3+4?"]
+    assert queries[2].prompt[0]["content"] == "3+4?"
+    mbpp = queries[1].prompt[0]["content"]  # which only its tests tell the function's name
+    assert mbpp.endswith("task: Add one. Your code should pass these tests:\n\nassert f(1) == 2")
     assert queries[3].dataset == "vicuna"
 
 
@@ -161,7 +163,12 @@ def test_functions_as_pytest_calls_them_are_called(tmp_path):
         ({"tests": "import unittest\nif __name__ == '__main__':\n    main()"}, "test nothing"),
         ({"tests": "assert ("}, "not Python"),
         ({"tests": "(" * 10_000}, "not Python"),
+        ({"tests": "import numpy as np\nassert np.allclose(f(1), 2)"}, "the tests import numpy"),
+        ({"tests": "def test_f(tmp_path):\n    assert f(1)\nassert f(2)"}, "test_f can only"),
+        ({"tests": "async def test_f():\n    assert f(1)\nassert f(2)"}, "test_f can only"),
+        ({"tests": "class TestF:\n    def test_f(self): pass\nassert f(2)"}, "TestF can only"),
         ({"tests": "def check(f):\n    assert f(1)"}, "entry_point"),
+        ({"tests": "def check(f):\n    assert f(1)", "entry_point": "class"}, "entry_point"),
         ({"tests": "def check(f):\n    assert f(1)", "entry_point": "S().add"}, "entry_point"),
     ],
 )
