@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -80,6 +81,12 @@ def test_every_reference_program_passes_its_tests(name, count):
     assert [(row["id"], out) for row, out in zip(rows, outcomes) if not out[0]] == []
 
 
+# These items ask for the characters of a text, the keys of a dict, and a copy; and all tests of the
+# last expect True.
+RIGHT = {("mbpp/565", "list"), ("mbpp/833", "list"), ("mbpp/847", "list")}
+RIGHT |= {("mbpp/899", "always 1"), ("mbpp/899", "always True")}
+
+
 def test_no_cheat_passes_an_items_tests():
     queries = [q for name in CODE for q in read_queries(asset(f"data/{name}.jsonl"))]
     jobs = []
@@ -88,8 +95,10 @@ def test_no_cheat_passes_an_items_tests():
         jobs += [(query, *made[(number + k) % len(made)]) for k in (0, len(made) // 2)]
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lambda job: run_tests(job[2], job[0].tests)[0], jobs))
-    passed = [(query.id, what) for (query, what, _), out in zip(jobs, outcomes) if out]
-    assert len(jobs) > 3000 and passed == []
+    passed = {
+        (query.id, what.split(",")[0]) for (query, what, _), out in zip(jobs, outcomes) if out
+    }
+    assert len(jobs) > 3000 and passed <= RIGHT
 
 
 def reworded(text: str, number: int) -> str:
@@ -129,8 +138,12 @@ def test_one_run_evaluates_every_benchmark(lab_folder, tmp_path):
     files = {
         name: name + {"mbppplus_v0": ".1.0", "arena_hard_v2": ".0"}.get(name, "") for name in sizes
     }
+    model = tmp_path / "model"
+    shutil.copytree(lab_folder / "base", model)
+    config = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 32_768}
+    (model / "config.json").write_text(json.dumps(config))
     settings = lhrm.EvalSettings(
-        model_name_or_path=str(lab_folder / "base"),
+        model_name_or_path=str(model),
         dataset_name=",".join(str(asset(f"data/{file}.jsonl")) for file in files.values()),
         output_dir=str(tmp_path),
         modes="auto,router",
