@@ -501,12 +501,17 @@ def read_words(text: str, in_text: bool) -> Value:
     words = re.findall("[A-Za-z]+", text)
     in_text = in_text or any(map(is_word, words))
     english = all(is_word(word, in_text) for word in words)
-    product = None if in_text else Expression(text)
+    product = None if in_text or text.isupper() else Expression(text)  # BADC may be an order
     return Value("word", re.sub(r"[\s.]", "", text), formula=product, english=english)
+
+
+WORDS = {"yes", "no", "on", "up", "all", "was", "saw"}  # which otherwise might be variables
 
 
 def is_word(letters: str, in_text: bool = False) -> bool:
     """Whether letters in a row are a word, not variables: "east" and "Sunday", not "xy" or "PQ"."""
+    if letters.lower() in WORDS:
+        return True
     if letters.isupper():  # EAST, but not the polygon ABCDE
         if len(letters) < 4 or [*letters] == sorted(letters):
             return False

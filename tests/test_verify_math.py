@@ -165,7 +165,9 @@ B ¦ (B) 5\text{ cm}
 60\text{ miles per hour} ¦ 60 mph ¦ 60\text{ mi/h} ¦ 60 ¦ 60\text{ mi}/\text{hr}
 20\text{ cm}^2 ¦ 20\text{ square cm} ¦ 20 cm² ¦ 20\text{ sq. centimeters} ¦ 20
 xy ¦ yx ¦ x y ¦ x\cdot y ¦ x*y
-PQ ¦ QP ¦ \text{PQ}
+PQ ¦ \text{PQ}
+no ¦ No ¦ NO ¦ \text{No} ¦ \text{no}
+yes ¦ YES ¦ \text{Yes}
 east ¦ East ¦ EAST ¦ \text{east} ¦ \textbf{East}
 Monday ¦ monday ¦ \text{Monday} ¦ \text{monday}
 no solution ¦ No solution ¦ \text{no solution}
@@ -244,7 +246,10 @@ A ¦ A\text{ is wrong}
 A ¦ (A)+1 ¦ (A) + 12 ¦ (A) 3 or (B) 4 ¦ (B) 12 ¦ (A) = 5 ¦ A but B ¦ a ¦ \text{a}
 A ¦ The answer is (A), not (B).
 E ¦ (E) none of these ¦ e
-PQ ¦ pq ¦ Pq ¦ P+Q
+PQ ¦ QP ¦ pq ¦ Pq ¦ P+Q
+ABCD ¦ BADC ¦ DCBA ¦ \text{BACD}
+no ¦ on ¦ \text{on} ¦ oN
+was ¦ saw
 xy ¦ Xy ¦ xY ¦ x ¦ xyy ¦ x,y
 abc ¦ ABC ¦ abd
 ABCDE ¦ abcde
