@@ -17,6 +17,7 @@ import itertools
 import json
 import operator
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -120,6 +121,8 @@ class Peer:
         self.shared: dict[int, tuple[Any, list[Any] | None]] = {}  # container, contents as sent
         self.places: dict[int, int] = {}  # id of a shared container → its number
         self.next_number = self.first_number
+        # Only one thread talks to the other end; none does while it does what was asked of it.
+        self.lock = threading.RLock()
 
     def keep(self, value: Any) -> int:
         """The number by which the other end may refer to `value` from now on."""
@@ -257,10 +260,10 @@ class Peer:
             return getattr(dict(pairs), kind)()
         if kind == "yours":
             return self.kept[rest[0]]
-        if kind == "builtin":
-            return self.builtin(rest[0])
+        if kind in ("builtin", "error"):
+            return self.checked(self.decode_class(value))
         if kind == "exception":
-            error_class, number = error_type(self.decode(rest[0])), rest[1]
+            error_class, number = error_type(self.decode_class(rest[0])), rest[1]
             arguments, cause, context, fields = map(self.decode, rest[2:])
             if number is None:
                 error = error_class(*arguments)
@@ -270,16 +273,27 @@ class Peer:
             error.__cause__, error.__context__ = cause, context
             vars(error).update(fields)
             return error
-        if kind == "error":
-            number, module, name, bases = rest
-            if module.partition(".")[0] in sys.stdlib_module_names and module in sys.modules:
-                return error_type(vars(sys.modules[module]).get(name))
-            if number not in self.errors:
-                names = {"_peer_": self, "_class_held_": number, **self.error_methods}
-                parents = [error_type(self.decode(base)) for base in bases]
-                self.errors[number] = error_type(ErrorType(name, tuple(parents), names))
-            return self.errors[number]
         return self.decode_other(kind, rest)
+
+    def decode_class(self, value: Any) -> Any:
+        """A builtin, or a class of exceptions."""
+        kind, *rest = value
+        if kind == "builtin":
+            return self.builtin(rest[0])
+        if kind != "error":
+            return self.decode(value)
+        number, module, name, bases = rest
+        if module.partition(".")[0] in sys.stdlib_module_names and module in sys.modules:
+            return error_type(vars(sys.modules[module]).get(name))
+        if number not in self.errors:
+            names = {"_peer_": self, "_class_held_": number, **self.error_methods}
+            parents = [error_type(self.decode_class(base)) for base in bases]
+            self.errors[number] = error_type(ErrorType(name, tuple(parents), names))
+        return self.errors[number]
+
+    def checked(self, value: Any) -> Any:
+        """A builtin or a class of exceptions, if this end may get it."""
+        return value
 
     def decode_all(self, items: list[Any]) -> list[Any]:
         """The values of a list."""
@@ -299,6 +313,10 @@ class Peer:
 
     def ask(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         """What the other end makes of these, or the exception that it raises."""
+        with self.lock:
+            return self.ask_alone(operation, *arguments, **options)
+
+    def ask_alone(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         try:
             message: dict[str, Any] = {"operation": operation, "changed": self.changes()}
             message["arguments"] = self.encode_all(arguments)
@@ -328,13 +346,18 @@ class Peer:
             arguments = self.decode_all(message["arguments"])
             options = {name: self.decode(value) for name, value in message["options"].items()}
             self.drop(message["dropped"])
+            self.lock.release()
             try:
                 value, raised = self.perform(message["operation"], *arguments, **options), False
             except Refused as error:
-                self.send({"failed": str(error)[:300]})
-                raise
+                value, raised = error, True
             except BaseException as error:
                 value, raised = error.with_traceback(None), True
+            finally:
+                self.lock.acquire()
+            if isinstance(value, Refused) and raised:
+                self.send({"failed": str(value)[:300]})
+                raise value
             del arguments, options
             answer = {"raised": raised, "printed": self.printed(), "changed": self.changes()}
             answer["value"] = self.encode(value)

@@ -7,10 +7,10 @@ import collections
 import contextlib
 import copy
 import importlib
-import io
 import itertools
 import math
 import operator
+import os
 import sys
 import threading
 import types
@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from data.pipe import HELD, Peer, Refused
-
-MAX_PRINTED = 16 * 2**20  # bytes that the program prints in a call
 
 
 def as_data(value: Any, base: type) -> Any:
@@ -79,17 +77,6 @@ HARNESS = (
 )  # fmt: skip
 
 
-class Output(io.BytesIO):
-    """Standard output in memory. What is too much is lost."""
-
-    def write(self, data: Any) -> int:
-        super().write(bytes(data)[: max(0, MAX_PRINTED - self.tell())])
-        return len(data)
-
-    def close(self) -> None:
-        """The next call of the program prints here, too."""
-
-
 class Callback:
     """A function of the tests that the program may call, or an iterator of theirs."""
 
@@ -126,6 +113,7 @@ class Program(Peer):
         self.module: types.ModuleType | None = None
         self.callbacks: dict[int, Callback] = {}
         self.given: dict[str, Any] = {}  # names that the program need not import
+        self.input, self.output = os.dup(0), os.dup(1)  # files in memory
         self.redirect("")
         self.operations = {**NUMBERS, **METHODS, **OTHERS}
         self.operations |= {"name": self.name, "main": self.main, "harness": self.harness}
@@ -136,18 +124,24 @@ class Program(Peer):
 
     def redirect(self, text: str) -> None:
         """Give the program this standard input, and an empty standard output."""
-        self.output = Output()
-        sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode("utf-8", "replace")), "utf-8")
-        sys.stdout = io.TextIOWrapper(self.output, "utf-8", "replace", write_through=True)
+        for file, stream in ((self.input, 0), (self.output, 1)):
+            os.dup2(file, stream)  # it may have closed its own
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+        os.pwrite(self.input, text.encode("utf-8", "replace"), 0)
+        how: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "closefd": False}
+        sys.stdin = sys.__stdin__ = os.fdopen(0, "r", **how)
+        sys.stdout = sys.__stdout__ = os.fdopen(1, "w", **how)
 
     def printed(self) -> str:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        text = self.output.getvalue().decode("utf-8", "replace")
-        if text:
-            self.output.seek(0)
-            self.output.truncate()
-        return text
+        if not (size := os.fstat(self.output).st_size):
+            return ""
+        data = os.pread(self.output, size, 0)
+        os.ftruncate(self.output, 0)
+        os.lseek(self.output, 0, os.SEEK_SET)
+        return data.decode("utf-8", "replace")
 
     def compiled(self) -> types.CodeType:
         return compile(self.code, "program.py", "exec", dont_inherit=True)
@@ -172,12 +166,11 @@ class Program(Peer):
         sys.setrecursionlimit(50_000)
         opens = builtins.open
 
-        def open_input(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-            if file in (0, "/dev/stdin"):
-                return sys.stdin.buffer if "b" in mode else sys.stdin
-            return opens(file, mode, *arguments, **options)
+        def open_stream(file: Any, *arguments: Any, **options: Any) -> Any:
+            stream = {"/dev/stdin": 0, "/dev/stdout": 1}.get(file, file)
+            return opens(stream, *arguments, **options)
 
-        builtins.open = open_input
+        builtins.open = open_stream
         for module in map(importlib.import_module, HARNESS):
             public = getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"])
             self.given |= {name: getattr(module, name) for name in public}
@@ -198,7 +191,7 @@ class Program(Peer):
     def encode_other(self, value: Any) -> Any:
         kind, number = type(value), self.keep(value)
         if hasattr(kind, "__next__") and hasattr(kind, "__iter__"):
-            return ["iterator", number]
+            return ["iterator", number, kind is types.GeneratorType]
         fixed = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
         base = next((base for base in BASES if issubclass(kind, base)), None)
         if base is None:
@@ -221,6 +214,6 @@ def serve_program(code: str, reads: BinaryIO, writes: BinaryIO) -> None:
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as outside, where site makes them
     sys.argv = ["program.py"]
     program = Program(code, reads, writes)
-    with contextlib.suppress(Refused):  # the other end is gone
+    with contextlib.suppress(Refused), program.lock:  # until the other end is gone
         while True:
             program.serve(program.receive())

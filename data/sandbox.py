@@ -18,6 +18,8 @@ from collections.abc import Callable
 from functools import partial
 
 MEMORY = 2 * 2**30  # bytes of address space
+STACK = 100 * 2**20  # bytes; the kernel leaves room for 128 MiB
+FILE = 64 * 2**20  # bytes of standard input, and of what a program prints
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_…
 # Linux's numbers of the only system calls that are left: (x86_64, aarch64), None where it has none.
@@ -27,8 +29,9 @@ ALLOWED = {
     "lstat": (6, None), "poll": (7, None), "lseek": (8, 62), "mmap": (9, 222),
     "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "pread64": (17, 67),
-    "readv": (19, 65), "writev": (20, 66), "access": (21, None), "select": (23, None),
-    "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23),
+    "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "access": (21, None),
+    "select": (23, None), "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233),
+    "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "ftruncate": (77, 46),
     "nanosleep": (35, 101), "setitimer": (38, 103), "getpid": (39, 172), "exit": (60, 93),
     "uname": (63, 160), "getcwd": (79, 17), "readlink": (89, None), "gettimeofday": (96, 169),
     "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174),
@@ -56,10 +59,12 @@ def lock() -> None:
     if machine not in MACHINES:
         raise OSError(f"programs are only run on x86_64 and aarch64, not on {machine}")
     limits = {
-        resource.RLIMIT_AS: MEMORY, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: 32,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_AS: MEMORY, resource.RLIMIT_STACK: STACK, resource.RLIMIT_FSIZE: FILE,
+        resource.RLIMIT_NOFILE: 32, resource.RLIMIT_CORE: 0,
     }  # fmt: skip
     for name, value in limits.items():
+        hard = resource.getrlimit(name)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(name, (value, value))
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -143,6 +148,8 @@ def main() -> None:
             os.dup2(nothing.fileno(), stream)
     sys.path[0] = os.path.dirname(sys.path[0])  # not data/ itself: its files have common names
     if role == "program":
+        for stream in (0, 1):
+            os.dup2(os.memfd_create("stream"), stream)
         from data.program import serve_program
     else:
         from data.tester import run_tester

@@ -19,6 +19,7 @@ import json
 import operator
 import symtable
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn
@@ -46,6 +47,8 @@ class FromSolution(ast.NodeTransformer):
 
     def __init__(self) -> None:
         self.names: set[str] = set()  # of the program's that are imported
+        self.modules: set[str] = set()  # what the program is called
+        self.parts: set[str] = set()  # names that are taken from it as its attributes
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
         if node.module != "solution":
@@ -57,15 +60,24 @@ class FromSolution(ast.NodeTransformer):
 
     def visit_Import(self, node: ast.Import) -> Any:
         named = [name.asname or name.name for name in node.names if name.name == "solution"]
+        self.modules |= {*named}
         node.names = [name for name in node.names if name.name != "solution"]
         others = [node] if node.names else []
         return [*others, *ast.parse("\n".join(f"{name} = __solution__" for name in named)).body]
 
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
+            self.parts.add(node.attr)
+        return self.generic_visit(node)
 
-def parse_tests(source: str) -> tuple[ast.Module, set[str]]:
-    """(tests in Python as a tree, the names that they import from the program)."""
+
+def parse_tests(source: str) -> tuple[ast.Module, set[str], set[str]]:
+    """(tests in Python as a tree, the names that they use and mean the program's, all that they
+    want of it: these, and what they take from the module `solution`)."""
     imports = FromSolution()
-    return ast.fix_missing_locations(imports.visit(ast.parse(source))), imports.names
+    tree = ast.fix_missing_locations(imports.visit(ast.parse(source)))
+    names = names_in(tree, imports.names, bool(imports.modules))
+    return tree, names, names | imports.parts
 
 
 def bound_and_free(source: str) -> tuple[set[str], set[str]]:
@@ -90,16 +102,16 @@ def bound_and_free(source: str) -> tuple[set[str], set[str]]:
 
 def names_used(source: str) -> set[str]:
     """The names that tests in Python use and mean the program's. The tests alone decide it."""
-    return names_in(*parse_tests(source))
+    return parse_tests(source)[2]
 
 
-def names_in(tests: ast.Module, imported: set[str]) -> set[str]:
+def names_in(tests: ast.Module, imported: set[str], whole: bool) -> set[str]:
     """The names that such a tree uses and means the program's.
 
     These are what it imports from `solution`, and all that it neither defines nor imports, but for
     Python's own: builtins, modules that it only takes attributes of, and STANDARD. If nothing is
-    left but one builtin's name, then that is what the program has to define, as in
-    `assert sum(10, 15) == 6`.
+    left, and it does not import `solution` as a `whole`, then it means what it uses of STANDARD;
+    or else the only builtin that it uses, as in `assert sum(10, 15) == 6`.
     """
     _, free = bound_and_free(ast.unparse(tests))
     parts = {id(node.value) for node in ast.walk(tests) if isinstance(node, ast.Attribute)}
@@ -107,8 +119,11 @@ def names_in(tests: ast.Module, imported: set[str]) -> set[str]:
     free -= MODULES - {node.id for node in names if id(node) not in parts}
     free = {name for name in free if not name.startswith("__")}
     builtin = free & set(vars(builtins))
-    free -= {*builtin, *STANDARD}
-    return imported | free or (builtin if len(builtin) == 1 else set())
+    free -= builtin
+    names = imported | free - STANDARD.keys()
+    if names or whole:
+        return names
+    return free or (builtin if len(builtin) == 1 else set())
 
 
 def modules_imported(tests: ast.Module) -> set[str | None]:
@@ -129,6 +144,7 @@ TELLING = {
 }  # fmt: skip
 NEVER_TOLD = {"compare", "__contains__", "__dataclass_fields__"}
 NEVER_TOLD |= {f"__{name}__" for name in COMPARISONS}
+COMPARING = {*COMPARISONS, "hash", "data"}
 SAYING = {"str", "repr", "format", "hash", "getitem", "iter", "len", "reversed"}
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
@@ -168,8 +184,8 @@ class Handle:
 
     def __getattribute__(self, name: str) -> Any:
         peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
-        if name == "__class__" and base:
-            return base
+        if name == "__class__":
+            return base or class_of(self)
         if name in ("__copy__", "__deepcopy__", "__mro_entries__"):
             return self_of(self, name)
         if name in NEVER_TOLD or (name in ATTRIBUTES and self_of(self, "_met_")):
@@ -193,8 +209,9 @@ class Handle:
         peer, base = self_of(self, "_peer_"), self_of(self, "_base_")
         if self_of(self, "_known_") or type(item) in HELD:
             return peer.ask("contains", self, item)
-        if any(item == other for other in (data_of(self) if base else iter(self))):
-            return True
+        with contextlib.suppress(TypeError):  # it need not be iterable
+            if any(item == other for other in (data_of(self) if base else iter(self))):
+                return True
         if (not base or self_of(self, "_own_")) and peer.ask("contains", self, item):
             raise Refused("an object of the program's, in which nothing is found that it has")
         return False
@@ -220,6 +237,8 @@ class Stream(Handle):
     def __getattribute__(self, name: str) -> Any:
         if name in ("__iter__", "__next__"):
             return self_of(self, name)
+        if name == "__class__" and self_of(self, "_own_"):
+            return types.GeneratorType
         if name in ("send", "throw"):
             return lambda *given: self_of(self, "_peer_").ask(name, self, *given)
         return super().__getattribute__(name)
@@ -228,6 +247,8 @@ class Stream(Handle):
         return self
 
     def __next__(self) -> Any:
+        if self_of(self, "_met_"):
+            raise Refused("the items of an object that an operator made of plain data")
         items, error = self_of(self, "_items_")
         if not items and error is None:
             taken = self_of(self, "_taken_")
@@ -242,6 +263,14 @@ class Stream(Handle):
 
 
 self_of = object.__getattribute__
+
+
+def class_of(value: Any) -> Any:
+    """The class of what is not quite plain data: one of the program's."""
+    kind = self_of(value, "_peer_").ask("get", value, "__class__")
+    if type(kind) is type and kind not in (type, object):
+        raise Refused("an object of the program's that says it is data")
+    return kind
 
 
 def data_of(handle: Handle) -> Any:
@@ -269,9 +298,10 @@ def forward(name: str) -> Callable[..., Any]:
         value = self_of(self, "_peer_").ask(name, self, *arguments)
         if name in ("float", "int", "index", "complex") and not self_of(self, "_known_"):
             said[name] = value
-        swallows = name == "exit" and value and arguments[0]
-        if swallows and issubclass(arguments[0], (AssertionError, Refused)):
-            raise Refused("an object of the program's that swallows a failure of the tests")
+        if name == "exit":
+            value = bool(value)  # asked once
+            if value and arguments[0] and issubclass(arguments[0], (AssertionError, Refused)):
+                raise Refused("an object of the program's that swallows a failure of the tests")
         return meet(value, name) if met and name in ("neg", "pos", "invert") else value
 
     return method
@@ -299,9 +329,11 @@ def operate(name: str, swapped: bool = False) -> Callable[..., Any]:
             data = data_of(self)
             return getattr(operator, name)(*((other, data) if swapped else (data, other)))
         if name in COMPARISONS:
-            if own and not isinstance(other, ALONE):
+            # Fractions and Decimals would ask an object what it is.
+            asking = isinstance(other, (fractions.Fraction, decimal.Decimal))
+            if (own and not isinstance(other, ALONE)) or (asking and name not in ("eq", "ne")):
                 raise Refused("an object of the program's, compared with other data")
-            return NotImplemented
+            return name == "ne" if asking else NotImplemented
         return meet(peer.ask(name, *pair), name)
 
     return method
@@ -356,7 +388,8 @@ class Names(dict[str, Any]):
 
 class Rewritten(ast.NodeTransformer):
     """The tests as they run: `a is b` and type(a) ask for the program's objects, not for their
-    handles; and what is changed by a statement, as in a.add(1) or a[0] = 1, is known to be one."""
+    handles; and what is changed by a statement as no plain data is, as in a.push(1) or a.x = 1, is
+    known to be one."""
 
     def visit_Expr(self, node: ast.Expr) -> Any:
         called = (part for part in ast.walk(node) if isinstance(part, ast.Call))
@@ -367,7 +400,8 @@ class Rewritten(ast.NodeTransformer):
 
     def known(self, node: ast.stmt, changed: list[Any]) -> Any:
         self.generic_visit(node)
-        parts = (part.value for part in changed if isinstance(part, (ast.Attribute, ast.Subscript)))
+        parts = [part for part in changed if isinstance(part, ast.Attribute)]
+        parts = [part.value for part in parts if part.attr not in ATTRIBUTES]  # no plain data's
         names = {part.id for part in parts if isinstance(part, ast.Name)}
         inside = list(ast.walk(node))
         names -= {part.arg for part in inside if isinstance(part, ast.arg)}
@@ -413,14 +447,19 @@ class Tester(Peer):
         super().__init__(reads, writes)
         self.fixed: dict[str, Handle] = {}  # functions and classes of the program's, by name
         self.met = False  # whether anything came from the program
+        self.comparing = False  # whether it is asked for what a comparison needs
 
-    def ask(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
+    def ask_alone(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
+        before = self.comparing
+        self.comparing = before or operation in COMPARING
         try:
-            return super().ask(operation, *arguments, **options)
+            return super().ask_alone(operation, *arguments, **options)
         except StopIteration as error:  # it would end a loop of the tests' that all() or map() runs
             if operation in ("send", "throw"):
                 raise
             raise RuntimeError("StopIteration out of a call") from error
+        finally:
+            self.comparing = before
 
     def perform(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         function, *others = arguments
@@ -429,6 +468,16 @@ class Tester(Peer):
         if operation == "next":
             return take(function, *others)
         return function(*others, **options)
+
+    def checked(self, value: Any) -> Any:
+        if any(value is kind for kind in (AssertionError, Exception, BaseException)):
+            raise Refused("the program's word for a failure of the tests")
+        return value
+
+    def apply(self, changes: list[Any]) -> None:
+        if changes and self.comparing:
+            raise Refused("lists, dicts or sets that change while they are compared")
+        super().apply(changes)
 
     def encode_other(self, value: Any) -> Any:
         if hasattr(type(value), "__next__") or (callable(value) and not isinstance(value, type)):
@@ -443,7 +492,8 @@ class Tester(Peer):
             value._held_, value._peer_ = number, self
             return value
         handle: Any = object.__new__(Stream if kind == "iterator" else Handle)
-        number, base, own, fixed, data = rest if kind == "held" else (*rest, "", False, False, None)
+        number, *rest = rest
+        base, own, fixed, data = rest if kind == "held" else ("", *rest, False, None)
         kinds = {each.__name__: each for each in BASES}
         fields = {
             "held": number, "peer": self, "base": kinds.get(base), "own": own, "fixed": fixed,
@@ -468,8 +518,6 @@ class Tester(Peer):
             return self.fixed[name]
         value = self.ask("name", name)
         self.met = True
-        if any(value is kind for kind in (AssertionError, Exception, BaseException)):
-            raise Refused("the program's name for a failure of the tests")
         if isinstance(value, Handle) and self_of(value, "_fixed_"):
             self.fixed[name] = value
         return value
@@ -494,19 +542,17 @@ class Tester(Peer):
 
     def type_of(self, value: Any) -> Any:
         """type(value), also of the program's objects."""
-        if type(value) in HELD:
-            return self.ask("get", value, "__class__")
-        return type(value)
+        return class_of(value) if type(value) in HELD else type(value)
 
     def run(self, source: str) -> None:
         """Run tests in Python. Raises what they raise."""
         solution = type("Solution", (), {"__getattr__": lambda _, name: self.find(name)})()
         own = {"__name__": "tests", "__is__": self.is_same, "__type__": self.type_of}
         own |= {"id": self.id_of, "__known__": know, "__solution__": solution, **STANDARD}
-        tree, imported = parse_tests(source)
+        tree, wanted, _ = parse_tests(source)
         if UNTOLD & modules_imported(tree):
             raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
-        names = Names(own, names_in(tree, imported), self.find)
+        names = Names(own, wanted, self.find)
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
         for name in names.wanted & names.keys():
             del names[name]
@@ -574,6 +620,13 @@ def same_line(found: str, wanted: str) -> bool:
         return False
 
 
+def failed(error: AssertionError, source: str) -> str:
+    """The line of the tests that has failed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno or 1 for frame in frames if frame.filename == "tests.py"]
+    return source.splitlines()[lines[-1] - 1].strip() if lines else ""
+
+
 def run_tester(
     source: str, reads: BinaryIO, writes: BinaryIO, begin: Callable[[], object]
 ) -> tuple[bool, str]:
@@ -589,7 +642,7 @@ def run_tester(
     except Refused as error:
         return False, str(error)[:300]
     except AssertionError as error:
-        return False, f"wrong: {error}"[:300]
+        return False, f"wrong: {str(error) or failed(error, source)}"[:300]
     except BaseException as error:
         with contextlib.suppress(BaseException):
             return False, f"{type(error).__name__}: {error}"[:300]

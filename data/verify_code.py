@@ -29,6 +29,8 @@ from data.tester import bound_and_free, modules_imported, names_used
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 POLL = 0.2  # seconds between two looks at the clock
+MAX_THREADS = 100
+MAX_LOAD = 8.0  # a higher one counts as this: programs may raise it themselves
 MAX_VERDICT = 4096  # bytes
 
 # ------------------------------------------------------------------------------------ running tests
@@ -105,6 +107,8 @@ def verdict(
             if 0 in data:  # a test begins that has a limit of its own
                 before = used()
             output = (output + data.replace(b"\0", b""))[:MAX_VERDICT]
+        if max(map(count_threads, (program, tester))) > MAX_THREADS:
+            return "-", f"more than {MAX_THREADS} threads"
         if used() - before > timeout:
             return "-", f"no result within {timeout:g} s of CPU time"
         if time.monotonic() - began > (timeout + used()) * (3 + 2 * load()):
@@ -118,9 +122,15 @@ def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
     return 0.0
 
 
+def count_threads(process: subprocess.Popen[bytes]) -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{process.pid}/task"))
+    return 0
+
+
 def load() -> float:
     """Processes that run or wait to run, per core."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
+    return min(os.getloadavg()[0] / (os.cpu_count() or 1), MAX_LOAD)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
@@ -136,9 +146,10 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 # ---------------------------------------------------------------------- the program in an answer
 
-PYTHON = {"", "py", "python", "python2", "python3"}
+PYTHON = re.compile(r"\{?\.?py|$", re.IGNORECASE)  # how what follows an opening fence begins
 READS_INPUT = re.compile(r"\binput\(|\bstdin\b|\bopen\(0\b")
 MAX_ANSWER = 100_000  # characters at the end of an answer in which a program is looked for
+MAX_BLOCKS = 100  # the last ones of an answer
 MAX_TRIES = 8  # ends of a block, or of a program in prose, that are tried
 
 
@@ -150,7 +161,7 @@ def extract_code(text: str, tests: str = "") -> str:
     begins with the last block that reads standard input, else with the last that does anything.
     """
     text = text[-MAX_ANSWER:].replace("\r\n", "\n")
-    blocks = fenced_blocks(text)
+    blocks = fenced_blocks(text)[-MAX_BLOCKS:]
     if not blocks:
         return unfenced(text)
     programs = [(code, tree) for code in blocks if is_program(tree := parsed(code))]
@@ -210,7 +221,7 @@ def fenced_blocks(text: str) -> list[str]:
         found = (end for end in range(at, len(lines)) if fence in lines[end])
         ends = list(itertools.islice(found, MAX_TRIES)) or [len(lines)]
         end = ends[0]
-        if (rest.split() or [""])[0].lower() in PYTHON:
+        if PYTHON.match(rest.strip()):
             # A fence may stand inside a docstring: the block ends where it is Python, if anywhere.
             bodies = ((end, within(lines[at : end + 1], fence, indent)) for end in ends)
             python = next(((end, body) for end, body in bodies if parsed(body)), None)

@@ -25,7 +25,7 @@ RIGHT = "def f(x):\n    return x + 1\n"
 
 def test_a_right_program_passes_and_a_wrong_one_does_not():
     assert run_tests(RIGHT, TESTS) == (True, "passed")
-    assert run_tests(RIGHT.replace("1", "2"), TESTS) == (False, "wrong:")
+    assert run_tests(RIGHT.replace("1", "2"), TESTS) == (False, "wrong: assert f(1) == 2")
     passed, reason = run_tests("def f(x:", TESTS)
     assert not passed and "SyntaxError" in reason
     assert "NameError" in run_tests("", TESTS)[1]
@@ -93,6 +93,7 @@ def test_tests_use_a_programs_objects_as_in_one_process(name):
 REFUSED = {  # with a reason: what two processes cannot tell, or must not
     "a class like set": "equals a set by its own word alone",
     "a dataclass: equality, order, fields, repr": "dataclasses.fields of an object",
+    "a trie": "has a word by its own word alone, and insert, a method of lists",
     "a matrix class": "is compared with a list by its own __eq__",
     "abstract shapes": "a class of the tests derives from one of the program's",
     "iteration over an object": "finds what it does not have",
@@ -121,10 +122,10 @@ def test_arguments_are_afterwards_as_the_call_left_them():
     ]
     assert run_tests(code, checks) == (True, "passed")
     quiet = code.replace("a.append(a.pop(0))", "return None")
-    assert run_tests(quiet, checks[:1]) == (False, "wrong:")
+    assert "wrong: assert turn(a)" in run_tests(quiet, checks[:1])[1]
     loud = code.replace("return a[1:] + a[:1]", "a.append(a.pop(0)); return a")
-    assert run_tests(loud, ["a = [1, 2]", "turned(a)", "assert a == [1, 2]"]) == (False, "wrong:")
-    assert run_tests(loud, ["a = [1, 2]", "assert turned(a) is not a"]) == (False, "wrong:")
+    assert run_tests(loud, ["a = [1, 2]", "turned(a)", "assert a == [1, 2]"])[1].startswith("wrong")
+    assert run_tests(loud, ["a = [1, 2]", "assert turned(a) is not a"])[1].startswith("wrong")
 
 
 def test_what_the_tests_see_is_decided_by_the_tests_alone():
@@ -337,6 +338,21 @@ def test_a_program_cannot_pass_by_forging(name):
         assert time.monotonic() - began < 20
 
 
+HOOKED = (
+    PEER
+    + """
+operations = frame.f_locals["program"].operations
+real = operations["data"]
+class K(list):
+    def __init__(self, value, act): self.value, self.act = value, act
+    def __hash__(self): return hash(self.value)
+def data(value, base):
+    if type(value) is not K: return real(value, base)
+    value.act(value)
+    return value.value if type(value.value) is list else []
+operations["data"] = data
+"""
+)
 NATURAL = {
     "methods of a tuple": ("class T(tuple):\n    def find(self, x): return 0\n"
         "    startswith = issuperset = lambda self, x: True\ndef f(x): return T()",
@@ -356,6 +372,45 @@ NATURAL = {
         ["x = f(1)\nassert float(x) == 1 and float(x) == 2"]),
     "the name of a failure": ("Bad = AssertionError\ndef f(x): pass",
         ["try:\n    f(1)\n    assert False\nexcept Bad:\n    pass"]),
+    "names that hold a failure": ("Bad = (AssertionError,)\nclass S: Bad = AssertionError\n"
+        "def f(x): pass",
+        ["try:\n    f(1)\n    assert False\nexcept Bad:\n    pass",
+         "try:\n    f(1)\n    assert False\nexcept S.Bad:\n    pass",
+         "import contextlib\nwith contextlib.suppress(*Bad):\n    f(1)\n    assert False"]),
+    "builtins beside the module": ("def f(x): return 0\ndef abs(x): return 0\n"
+        "ValueError = AssertionError",
+        ["import solution\nassert abs(solution.f(1) - 2) < 1e-6",
+         "import solution as s\ntry:\n    s.f(1)\n    assert False\nexcept ValueError: pass",
+         "c = Counter('aab')\nassert abs(c['a'] - 3) < 1e-6"]),
+    "an object that fractions take for a number": ("class D:\n    __class__ = int\n"
+        "    numerator = denominator = 0\nclass Z(float):\n"
+        "    def __float__(self): return float('inf')\n"
+        "class F:\n    __class__ = float\n    imag, real = 0, Z(0.0)\n"
+        "def f(x): return D()\ndef g(x): return F()",
+        ["assert f(1) == Decimal('1.5')", "assert [f(1)] == [Decimal('1.5')]",
+         "assert Decimal('1.5') <= f(1) <= Decimal('1.6')", "assert g(1) == Fraction(1, 2)",
+         "assert Fraction(1, 2) <= f(1) <= Fraction(2, 3)", "assert Fraction(1, 2) == g(1)"]),
+    "an object that says it is an int": ("class X: __class__ = int\ndef f(x): return X()",
+        ["assert type(f(1)) is int", "assert isinstance(f(1), int)"]),
+    "an object with a method that lists have": ("class X:\n    def sort(self): pass\n"
+        "    def __contains__(self, x): return True\n    def count(self, x): return 1\n"
+        "    def __setitem__(self, i, x): pass\ndef f(x): return X()",
+        ["r = f(1)\nr.sort()\nassert 3 in r", "r = f(1)\nr.sort()\nassert r.count(3) == 1",
+         "r = f(1)\nr[0] = 1\nassert 3 in r"]),
+    "an operator that makes an iterator": ("class X:\n    def __sub__(s, o): return iter(())\n"
+        "    __xor__ = __sub__\ndef f(x): return X()",
+        ["assert not any(f([1]) - {1, 2})", "assert not set(f(2) ^ {3})"]),
+    "sets that change while they are compared": (HOOKED + "def f(x):\n    s = set()\n"
+        "    for i in range(-9, 99): s.add(K(i, lambda k: (s.discard(k), s.add(i))))\n"
+        "    return s", ["assert 3 in f(1)", "assert {1, 2} <= f(1)"]),
+    "dicts that change while they are compared": (HOOKED + "def f(x):\n    d = {'x': 0, 'y': 0}\n"
+        "    d[1] = K([1, 3], lambda k: d.clear())\n    return d",
+        ["assert f([1]) == {1: [1, 3], 2: [2, 4], 5: [7]}"]),
+    "swallowing a failure at the third look": ("class B:\n    n = 0\n    def __bool__(self):\n"
+        "        self.n += 1\n        return self.n > 2\nclass M:\n"
+        "    def __enter__(self): return self\n    def __exit__(self, *a): return B()\n"
+        "    def get(self): return 0",
+        ["with M() as m:\n    assert m.get() == 3"]),
     "swallowing a failure": ("class M:\n    def __enter__(self): return self\n"
         "    def __exit__(self, *a): return True\n    def get(self): return 0",
         ["with M() as m:\n    assert m.get() == 3"]),
@@ -443,7 +498,7 @@ def test_the_limit_is_cpu_time_so_that_verdicts_do_not_depend_on_load():
 
 
 def cases_of(problem: Problem) -> str:
-    return read_tests(problem.row, "row", "")
+    return read_tests(problem.row, "row")
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.row["question_title"])
@@ -489,6 +544,84 @@ def test_what_a_programs_threads_print_counts_until_the_last_has_ended():
     assert run_tests(pool, "assert f([-1, 2]) == [1, 2]") == (True, "passed")
 
 
+def test_threads_of_both_sides_may_call_the_other():
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\nimport threading\n"
+        "def each(f, x):\n    with ThreadPoolExecutor(4) as pool: return list(pool.map(f, x))\n"
+        "class Counter:\n    n, lock = 0, threading.Lock()\n"
+        "    def inc(self):\n        with self.lock: self.n += 1\n"
+        "def later(f): threading.Timer(0.05, f).start()\ndef square(x): return x * x\n"
+    )
+    tests = [
+        "from concurrent.futures import ThreadPoolExecutor\nimport threading, time",
+        "from solution import Counter, each, later, square\nc = Counter()",
+        "assert each(lambda x: square(x) + 1, range(30)) == [x * x + 1 for x in range(30)]",
+        "with ThreadPoolExecutor(4) as pool:\n    found = list(pool.map(square, range(30)))",
+        "assert found == [x * x for x in range(30)]",
+        "threads = [threading.Thread(target=c.inc) for _ in range(20)]",
+        "for t in threads: t.start()",
+        "for t in threads: t.join()",
+        "assert c.n == 20\ncalled = []\nlater(lambda: called.append(1))",
+        "while not called:\n    each(abs, [1])\n    time.sleep(0.01)",
+    ]
+    assert run_tests(code, tests) == (True, "passed")
+
+
+def test_a_program_of_too_many_threads_is_stopped():
+    code = "import threading, time\nfor _ in range(200):\n"
+    code += "    threading.Thread(target=time.sleep, args=(9,)).start()\ndef f(x): time.sleep(9)"
+    assert run_tests(code, "f(1)", 2) == (False, "more than 100 threads")
+
+
+FAST_INPUT = """
+import io, os, sys
+class Reader(io.IOBase):
+    def __init__(self, file): self.fd, self.buffer, self.lines = file.fileno(), io.BytesIO(), 0
+    def readline(self):
+        while not self.lines:
+            data = os.read(self.fd, max(os.fstat(self.fd).st_size, 8192))
+            self.lines, place = data.count(b"\\n") + (not data), self.buffer.tell()
+            self.buffer.seek(0, 2), self.buffer.write(data), self.buffer.seek(place)
+        self.lines -= 1
+        return self.buffer.readline()
+print(sum(map(int, Reader(sys.stdin).readline().split())))
+"""
+STREAMS = {
+    "read from their number": "import io, os\n"
+    "print(sum(map(int, io.BytesIO(os.read(0, os.fstat(0).st_size)).readline().split())))",
+    "read by a class of its own": FAST_INPUT,
+    "mapped into memory": "import mmap\nm = mmap.mmap(0, 0, access=mmap.ACCESS_READ)\n"
+    "print(sum(map(int, m.readline().split())))",
+    "opened and closed": "with open(0) as f: a = f.read()\n"
+    "with open(1, 'w') as f: f.write(str(sum(map(int, a.split()))))",
+    "opened by their paths": "a = open('/dev/stdin').read()\n"
+    "print(sum(map(int, a.split())), file=open('/dev/stdout', 'w'))",
+    "written to their number": "import os\nos.write(1, b'%d' % sum(map(int, input().split())))",
+    "those that Python began with": "import sys\n"
+    "sys.__stdout__.write(str(sum(map(int, sys.__stdin__.buffer.read().split()))))",
+    "of no use to a program that prints nothing": "",
+}
+
+
+@pytest.mark.parametrize("way", STREAMS)
+def test_standard_input_and_output_may_be(way):
+    case = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7\n"]}
+    assert run_tests(STREAMS[way], json.dumps(case))[0] == bool(STREAMS[way])
+
+
+def test_a_program_may_recurse_deeply_through_python_and_c():
+    code = "import functools, sys\nsys.setrecursionlimit(10**6)\n@functools.lru_cache(None)\n"
+    code += "def f(n): return n and 1 + max(map(f, [n - 1]))"
+    assert run_tests(code, "assert f(20_000) == 20_000") == (True, "passed")
+
+
+def test_a_reason_names_the_line_of_the_tests_that_failed():
+    tests = (
+        "from solution import f\ndef check():\n    assert f(1) == 1\n    assert f(1) == 2\ncheck()"
+    )
+    assert run_tests("def f(x): return x", tests) == (False, "wrong: assert f(1) == 2")
+
+
 def test_each_test_by_input_has_its_own_time():
     case = {"inputs": [""] * 4, "outputs": ["1"] * 4}
     slow = WORK.format(0.5) + "\nf(0); print(1)"
@@ -528,6 +661,7 @@ ANSWERS = {
     "no fence": F,
     "no fence, after prose": f"Here is the function:\n\n{F}",
     "no fence, between prose": f"Here is the function:\n\n{F}\nIt adds one to its argument.",
+    "a fence as pandoc writes it": f"``` {{.python .numberLines}}\n{F}```",
     "an older draft in another language": f"```java\nint f(int x) {{}}\n```\n```Python\n{F}```",
 }
 
@@ -556,6 +690,7 @@ def test_hostile_answers_delay_nothing():
     blocks = "".join(f"```python\ndef f{i}(): f{i + 1}()\n```\n" for i in range(10**4))
     for piece in (
         blocks,
+        "```\na = b(); 0()\n```\n",
         "```",
         "```\n",
         "~~~x\n",
@@ -566,4 +701,5 @@ def test_hostile_answers_delay_nothing():
     ):
         began = time.process_time()
         extract_code(piece * (10**6 // len(piece)), "assert f(1) == 2 and f9000()")
+        extract_code(piece * (10**6 // len(piece)), '{"inputs": [""], "outputs": [""]}')
         assert time.process_time() - began < 2, piece[:99]
