@@ -19,13 +19,13 @@ import zlib
 from typing import Any
 
 from data.cli import InputError
-from data.tester import modules_imported
+from data.tester import modules_imported, names_used
 
 MAX_CASES = 2**28  # bytes of a problem's compressed tests, unpacked
 
 # ------------------------------------------------------------------------------------------ prompts
 
-# LiveCodeBench's own words, quoted, so that what is measured is comparable.
+# The words of LiveCodeBench and of EvalPlus, quoted, so that what is measured is comparable.
 LIVE_SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification) and "
     "will generate a correct Python program that matches the specification and passes all tests."
@@ -40,17 +40,19 @@ LIVE_STDIN = (
     "the python program runs, it reads the inputs, runs the algorithm and writes output to STDOUT."
 )
 
-MBPP = (
-    "You are an expert Python programmer, and here is your task: {} "
-    "Your code should pass these tests:\n\n{}"
+SELF_CONTAINED = (
+    "Please provide a self-contained Python script that solves the following problem in a markdown "
+    "code block:\n```\n{}\n```\n"
 )
 
 
 def code_prompt(row: dict[str, Any]) -> Any:
-    """The prompt of a row of LiveCodeBench, APPS or MBPP as its set has it, else None."""
+    """The prompt of a row of HumanEval, MBPP, LiveCodeBench or APPS as its harness writes it."""
     task, tests = row.get("prompt") or row.get("text"), row.get("test_list")
-    if isinstance(task, str) and tests and isinstance(tests, list):  # these name the function
-        return MBPP.format(task, "\n".join(map(str, tests)))
+    if isinstance(task, str) and task and isinstance(tests, list) and tests:
+        return SELF_CONTAINED.format(f'"""\n{task}\n{tests[0]}\n"""')  # this names the function
+    if isinstance(task, str) and task and row.get("entry_point"):
+        return SELF_CONTAINED.format(task.strip())
     if row.get("prompt"):
         return None
     starter = row.get("starter_code") or ""
@@ -72,31 +74,43 @@ def code_prompt(row: dict[str, Any]) -> Any:
 # -------------------------------------------------------------------------------------------- tests
 
 
-def read_tests(row: dict[str, Any], where: str, prompt: str) -> str:
+def read_tests(row: dict[str, Any], where: str) -> str:
     """The tests of a row as one text, or "" if it has none.
 
-    prompt: what HumanEval's tests need, the beginning of the program. Raises InputError for tests
-    that cannot be read, or that every program would pass.
+    Raises InputError for tests that cannot be read, or that every program would pass, or none.
     """
+    tests = row.get("tests") or row.get("test_list") or row.get("test")
     try:
-        if cases := row.get("input_output"):
+        cases = row.get("input_output") or tests
+        if isinstance(cases, dict) or (isinstance(cases, str) and cases.lstrip()[:1] == "{"):
             return as_cases(json.loads(cases) if isinstance(cases, str) else cases)
         if "public_test_cases" in row or "private_test_cases" in row:
             return live_code_bench(row)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error) as error:
-        raise InputError(f"{where}: tests by input and output: {error}") from None
-    tests = row.get("tests") or row.get("test_list") or row.get("test")
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        zlib.error,
+        MemoryError,
+    ) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{where}: tests by input and output: {why}") from None
     if not tests:
         return ""
     given = [row.get("test_imports") or [], row.get("test_setup_code") or [], tests]
     parts = [part for value in given for part in (value if isinstance(value, list) else [value])]
     if not all(isinstance(part, str) for part in parts):
         raise InputError(f"{where}: tests are texts")
-    return tests_in_python("\n".join(parts), row.get("entry_point"), prompt, where)
+    return tests_in_python("\n".join(parts), row.get("entry_point"), row.get("prompt"), where)
 
 
-def tests_in_python(text: str, entry_point: Any, prompt: str, where: str) -> str:
-    """Asserts, HumanEval's `check`, or functions in pytest's way: the whole of them, called."""
+def tests_in_python(text: str, entry_point: Any, prompt: Any, where: str) -> str:
+    """Asserts, HumanEval's `check`, or functions in pytest's way: the whole of them, called.
+
+    HumanEval's tests use what its prompt imports and defines, beside the program's function.
+    """
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -108,28 +122,35 @@ def tests_in_python(text: str, entry_point: Any, prompt: str, where: str) -> str
     body = tree.body
     if unfit := [node.name for node in body if needs_pytest(node)]:
         raise InputError(f"{where}: the tests' {unfit[0]} can only be run by pytest")
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    tests = list(dict.fromkeys(name for name in functions if name.startswith("test")))
     named = is_name(entry_point)
-    if "check" in functions:
-        # HumanEval's tests use what its prompt imports and defines, beside the program's function.
+    if "check" in functions and not tests:
         if not re.search(r"^check\(", text, re.MULTILINE):
             if not named:
                 raise InputError(f"{where}: tests with check need the name of an entry_point")
             text += f"\ncheck({entry_point})"
-        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            begun = ast.parse(prompt)
-            begun.body = [n for n in begun.body if getattr(n, "name", None) != entry_point]
-            text = f"{ast.unparse(begun)}\n{text}"
-        return text
+        return begun(prompt, entry_point) + text if named else text
     if named and entry_point in vars(builtins):
         text = f"from solution import {entry_point}\n{text}"  # not Python's own
-    if tests := sorted(name for name in functions if name.startswith("test")):
-        return text + "".join(f"\n{name}()" for name in tests)
     runs = (ast.Assert, ast.For, ast.While, ast.With, ast.Try)
     called = (isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) for n in body)
-    if not any(isinstance(node, runs) for node in body) and not any(called):
+    if not tests and not any(isinstance(node, runs) for node in body) and not any(called):
         raise InputError(f"{where}: the tests test nothing")
-    return text
+    if not names_used(text):
+        raise InputError(f"{where}: the tests use nothing of the program's")
+    return text + "".join(f"\n{name}()" for name in tests)
+
+
+def begun(prompt: Any, entry_point: str) -> str:
+    """What a prompt in Python imports and defines beside the function that it asks for."""
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    try:
+        tree = ast.parse(prompt)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return ""
+    others = (n for n in tree.body if getattr(n, "name", None) != entry_point)
+    return "".join(f"{ast.unparse(node)}\n" for node in others if isinstance(node, kinds))
 
 
 def needs_pytest(node: ast.stmt) -> bool:
@@ -160,6 +181,12 @@ def as_cases(given: Any) -> str:
         raise ValueError(f"{len(inputs)} inputs, {len(outputs)} outputs")
     if name is not None and not is_name(name):
         raise ValueError(f"a function called {name!r}")
+    for given, wanted in zip(inputs, outputs) if name else ():
+        if isinstance(given, str):  # as in LiveCodeBench
+            for line in (*given.split("\n"), wanted):
+                json.loads(line)
+        elif not isinstance(given, list):
+            raise ValueError("a function's arguments are no list")
     return json.dumps({"fn_name": name, "inputs": inputs, "outputs": outputs})
 
 
@@ -193,11 +220,11 @@ def unpacked(text: str) -> list[dict[str, Any]]:
             raise ValueError("too much data")
         texts = []
         for opcode, argument, _ in pickletools.genops(pickled):
-            if "UNICODE" in opcode.name:
+            if "UNICODE" in opcode.name and not texts:
                 texts.append(str(argument))
             elif opcode.name not in ("PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "STOP"):
                 raise ValueError("a pickle of more than a text")
-        if len(texts) != 1:
-            raise ValueError("a pickle of more than a text")
+        if not texts:
+            raise ValueError("a pickle without a text")
         text = texts[0]
     return json.loads(text)

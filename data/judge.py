@@ -85,11 +85,13 @@ class JudgeOptions:
     reward_batch_size: int = setting(16, "answers that the reward model judges at once")
     offload_reward_model: bool = setting(False, "keep it on the CPU while it does not judge")
     reward_shift: float | None = setting(
-        None, "its logit that becomes a reward of 0.5; unset: the mean of a first batch of answers",
-        minimum=-math.inf,
+        None, "the reward model's logit that becomes a reward of 0.5; unset: the mean over a first "
+        "batch of the starting model's answers", minimum=-math.inf,
     )  # fmt: skip
     reward_scale: float = setting(
-        1.0, "its rewards are sigmoid((logit - reward_shift) / reward_scale)", None, 1e-6
+        1.0,
+        "the reward model's rewards are sigmoid((logit - reward_shift) / reward_scale)",
+        minimum=1e-6,
     )
     verifier: str = setting("rule", "rule: data/verify_math.py; or a package", tuple(VERIFIERS))
 

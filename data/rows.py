@@ -192,7 +192,7 @@ def read_queries(
         named = [row.get("answer"), row.get("solution"), truth]
         answer = next((given for given in named if given is not None), None)
         answers: list[Any] = answer if isinstance(answer, list) else [answer]
-        tests = read_tests(row, where, prompt[-1]["content"])
+        tests = read_tests(row, where)
         if tests or answer is None:
             answers = []  # beside tests, what is called so is a program that passes
         elif not answers or not all(isinstance(a, str) and a.strip() for a in answers):

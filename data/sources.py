@@ -258,12 +258,12 @@ def generic(row: dict[str, Any]) -> Example:
     elif response.startswith(("<think>", SKY[0])):
         thinking, response = split_trace(response)
     try:
-        tests = read_tests(row, "row", prompt[-1]["content"])
+        tests = read_tests(row, "row")
     except InputError as error:
         raise Skip(str(error)) from None
     if row.get("answer") is not None and not golds and not response and not tests:
         raise Skip("no answer")
-    domain = first(row, "domain") or "general"
+    domain = first(row, "domain") or ("code" if tests else "general")
     domain = {"math": "maths"}.get(domain, domain)
     return Example(
         prompt,

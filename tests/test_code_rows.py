@@ -14,8 +14,10 @@ import lhrm
 from data.cli import InputError
 from data.code_rows import read_tests, unpacked
 from data.judge import judge
+from data.prepare import PrepareSettings, prepare
 from data.rows import read_queries
 from data.tokenizer import Tokenizer
+from data.verify_code import run_tests
 from sample import Completion
 
 CASES = [{"input": "1", "output": "2", "testtype": "stdin"}]
@@ -112,7 +114,7 @@ def packed(data: bytes) -> str:
 def test_damaged_or_hostile_tests_are_refused_and_never_run(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="row: tests by input and output: "):
-        read_tests({"public_test_cases": "[]", "private_test_cases": given}, "row", "")
+        read_tests({"public_test_cases": "[]", "private_test_cases": given}, "row")
     assert not list(tmp_path.iterdir())
 
 
@@ -134,10 +136,38 @@ def test_apps_rows_are_read_as_published(tmp_path):
     assert json.loads(called.tests) == rows[1]["input_output"]
     for bad in ({}, {"inputs": [], "outputs": []}, {"inputs": [1], "outputs": []}, {"inputs": 1}):
         with pytest.raises(InputError, match="row: tests by input and output"):
-            read_tests({"input_output": json.dumps(bad)}, "row", "")
+            read_tests({"input_output": json.dumps(bad)}, "row")
 
 
 @needs_sandbox
+@needs_sandbox
+def test_every_published_row_goes_through_prepare_and_is_judged_as_before(live, tmp_path):
+    stub = "from typing import List\ndef two(): return 2\ndef add(x: List[int]) -> int:\n    ..."
+    check = "def check(candidate):\n    assert candidate([1, two()]) == 3"
+    human = {"prompt": stub, "entry_point": "add", "test": check}
+    mbpp = {"text": "Add numbers.", "test_list": ["assert add([1, 2]) == 3"]}
+    apps = {"question": "Add.", "input_output": {"inputs": ["1 2\n"], "outputs": ["3\n"]}}
+    add, main = "def add(x): return {}(x)", "print({}(map(int, input().split())))"
+    programs = [(add.format("sum"), add.format("max"))] * 2
+    programs += [(main.format("sum"), main.format("max"))]
+    programs += [(problem.right, problem.wrong) for problem in PROBLEMS]
+    published = tmp_path / "published.jsonl"
+    lines = "".join(json.dumps(row) + "\n" for row in (human, mbpp, apps))
+    published.write_text(lines + live.read_text())
+    settings = PrepareSettings(
+        sources=f"generic:{published}", output_dir=str(tmp_path / "out"), near_duplicate=1
+    )
+    prepare("rl", settings)
+    before, after = read_queries(published), read_queries(tmp_path / "out" / "rl.jsonl")
+    assert [q.tests for q in after] == [q.tests for q in before]
+    assert [q.prompt[-1]["content"] for q in after] == [
+        q.prompt[-1]["content"].strip() for q in before
+    ]
+    assert {q.domain for q in after} == {"code"}
+    for query, (right, wrong) in list(zip(after, programs, strict=True))[:6]:
+        assert run_tests(right, query.tests)[0] and not run_tests(wrong, query.tests)[0]
+
+
 def test_an_answer_to_such_a_row_is_judged_by_its_program(live, lab_folder):
     tokenizer = Tokenizer.from_pretrained(lab_folder / "base")
     by_id = {query.id: query for query in read_queries(live)}

@@ -381,10 +381,8 @@ def test_shift_and_scale_are_settings_of_trainings_and_of_evaluations(command, c
     with pytest.raises(SystemExit):
         parse_settings(cls, "", ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    mean = "its logit that is worth 0.5; unset: the mean of a first batch (default: unset)"
-    assert f"--reward_shift REWARD_SHIFT {mean}" in shown
-    divisor = "its logits, less the shift, are divided by it (default: 1.0)"
-    assert f"--reward_scale REWARD_SCALE {divisor}" in shown
+    assert "becomes a reward of 0.5; unset: the mean over a first batch" in shown
+    assert "rewards are sigmoid((logit - reward_shift) / reward_scale) (default: 1.0)" in shown
 
 
 def test_accuracy_is_over_the_queries_with_a_definite_answer_and_absent_without_any():

@@ -101,7 +101,7 @@ def test_a_query_without_an_answer_is_read_as_one_that_has_no_definite_one(tmp_p
         {"prompt": "q"},
         {"prompt": "q", "answer": None},
         {"prompt": "q", "answer": None, "solution": "a"},
-        {"prompt": "q", "tests": "assert True"},
+        {"prompt": "q", "tests": "assert f()"},
     )
     queries = read_queries(path)
     assert [(q.answers, q.definite) for q in queries] == [
@@ -137,9 +137,11 @@ def test_published_rows_of_benchmarks_are_read_as_they_are(tmp_path):
     assert [bool(q.tests) for q in queries] == [True, True, False, False, False]
     assert queries[0].tests.endswith("check(f)") and queries[1].tests == "assert f(1) == 2"
     assert [q.answers for q in queries] == [[], [], ["7"], [], []]
-    assert queries[2].prompt[0]["content"] == "3+4?"
-    mbpp = queries[1].prompt[0]["content"]  # which only its tests tell the function's name
-    assert mbpp.endswith("task: Add one. Your code should pass these tests:\n\nassert f(1) == 2")
+    human, mbpp, gsm8k = (q.prompt[0]["content"] for q in queries[:3])
+    assert human.startswith("Please provide a self") and human.endswith("\n```\ndef f(x):\n```\n")
+    # The first of MBPP's tests names the function.
+    assert mbpp.endswith('block:\n```\n"""\nAdd one.\nassert f(1) == 2\n"""\n```\n')
+    assert gsm8k == "3+4?"
     assert queries[3].dataset == "vicuna"
 
 
@@ -153,12 +155,21 @@ def test_functions_as_pytest_calls_them_are_called(tmp_path):
     tests = "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"
     (query,) = read_queries(write_lines(tmp_path / "rows.jsonl", {"prompt": "q", "test": tests}))
     assert query.tests.endswith("\ntest_add()")
+    parts = "def check(x): return x\ndef test_b(): assert check(f(1))\ndef test_a(): assert f(2)\n"
+    row = {"prompt": "q", "test": parts, "entry_point": "f"}
+    (query,) = read_queries(write_lines(tmp_path / "rows.jsonl", row))
+    assert query.tests == f"{parts}\ntest_b()\ntest_a()"  # in their order; check is a helper's name
 
 
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"tests": '{"inputs": ["1"], "outputs": ["2"]}'}, "test nothing"),
+        ({"tests": '{"inputs": ["1"]}'}, "no 'outputs'"),
+        ({"tests": '{"inputs": ["1", '}, "by input and output"),
+        ({"tests": {"fn_name": "f", "inputs": [1], "outputs": [2]}}, "arguments are no list"),
+        ({"tests": {"fn_name": "f", "inputs": ["'a'"], "outputs": ["2"]}}, "by input and output"),
+        ({"tests": {"fn_name": "f", "inputs": ["1"], "outputs": ["True"]}}, "by input and output"),
+        ({"tests": "assert True"}, "nothing of the program's"),
         ({"test": "no", "answer": "2"}, "test nothing"),
         ({"tests": "import unittest\nif __name__ == '__main__':\n    main()"}, "test nothing"),
         ({"tests": "assert ("}, "not Python"),
@@ -186,11 +197,11 @@ def test_alpacas_text_is_not_its_prompt_but_its_input_belongs_to_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["-" * 100_000 + "1", "a" + ".b" * 50_000, [{"role": "user", "content": "f?"}]]
+    "prompt", ["-" * 100_000 + "1", "a" + ".b" * 50_000, [{"role": "user", "content": "f?"}], "Add"]
 )
 def test_tests_of_a_prompt_that_is_no_program_stand_alone(prompt, tmp_path):
     tests = "def check(f):\n    assert f(1) == 2\ncheck(f)"
-    row = {"problem": prompt, "tests": tests, "entry_point": "f"}
+    row = {"prompt": prompt, "tests": tests, "entry_point": "f"}
     assert read_queries(write_lines(tmp_path / "rows.jsonl", row))[0].tests == tests
 
 
