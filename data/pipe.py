@@ -88,6 +88,11 @@ class ErrorType(type):
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
         return cls._peer_.ask("call", cls, *arguments, **options)  # type: ignore[attr-defined]
 
+    def __getattr__(cls, name: str) -> Any:
+        if name[0] == "_":
+            raise AttributeError(name)
+        return cls._attribute_(name)
+
 
 def error_type(value: Any) -> type[BaseException]:
     """`value`, which has to be a class of exceptions. A handle may say that it is one, so its own
@@ -121,8 +126,10 @@ class Peer:
         self.shared: dict[int, tuple[Any, list[Any] | None]] = {}  # container, contents as sent
         self.places: dict[int, int] = {}  # id of a shared container → its number
         self.next_number = self.first_number
-        # Only one thread talks to the other end; none does while it does what was asked of it.
-        self.lock = threading.RLock()
+        # Only one thread talks to the other end. While it does what the other asks of it, more may
+        # ask; its answer then has to wait until they have theirs.
+        self.turn = threading.Condition()
+        self.waiting = 0  # number of questions that have no answer yet
 
     def keep(self, value: Any) -> int:
         """The number by which the other end may refer to `value` from now on."""
@@ -313,10 +320,16 @@ class Peer:
 
     def ask(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         """What the other end makes of these, or the exception that it raises."""
-        with self.lock:
-            return self.ask_alone(operation, *arguments, **options)
+        with self.turn:
+            self.waiting += 1
+            try:
+                return self.ask_alone(operation, *arguments, **options)
+            finally:
+                self.waiting -= 1
+                self.turn.notify_all()
 
     def ask_alone(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
+        """The same, in its turn."""
         try:
             message: dict[str, Any] = {"operation": operation, "changed": self.changes()}
             message["arguments"] = self.encode_all(arguments)
@@ -346,7 +359,8 @@ class Peer:
             arguments = self.decode_all(message["arguments"])
             options = {name: self.decode(value) for name, value in message["options"].items()}
             self.drop(message["dropped"])
-            self.lock.release()
+            waiting = self.waiting
+            self.turn.release()
             try:
                 value, raised = self.perform(message["operation"], *arguments, **options), False
             except Refused as error:
@@ -354,7 +368,8 @@ class Peer:
             except BaseException as error:
                 value, raised = error.with_traceback(None), True
             finally:
-                self.lock.acquire()
+                self.turn.acquire()
+                self.turn.wait_for(lambda: self.waiting == waiting)
             if isinstance(value, Refused) and raised:
                 self.send({"failed": str(value)[:300]})
                 raise value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import collections
 import contextlib
@@ -68,8 +69,15 @@ BASES: tuple[type, ...] = (
     int, float, str, bytes, tuple, frozenset, list, dict, set, bytearray, collections.deque,
 )  # fmt: skip
 UNCHANGING = BASES[:6]
+# Methods by which data is changed. Its other methods, and these special ones, are looks at it.
+CHANGING = {
+    "append", "appendleft", "extend", "extendleft", "insert", "remove", "pop", "popleft", "popitem",
+    "clear", "sort", "reverse", "rotate", "add", "discard", "update", "setdefault",
+    "intersection_update", "difference_update", "symmetric_difference_update",
+}  # fmt: skip
 SPECIAL = {f"__{name.strip('_')}__" for name in (*OPERATORS, *COMPARISONS, *NUMBERS, "len", "iter")}
-SPECIAL |= {"__getitem__", "__contains__", "__neg__", *(f"__r{name}__" for name in OPERATORS)}
+SPECIAL |= {"__getitem__", "__contains__", "__hash__", "__reversed__"}
+SPECIAL |= {f"__r{name}__" for name in OPERATORS}
 # What LiveCodeBench's harness imports before the program: all names of these, then they themselves.
 HARNESS = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
@@ -134,8 +142,9 @@ class Program(Peer):
         sys.stdout = sys.__stdout__ = os.fdopen(1, "w", **how)
 
     def printed(self) -> str:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
+        for stream in (sys.stdout, sys.__stdout__):
+            with contextlib.suppress(Exception):
+                stream.flush()
         if not (size := os.fstat(self.output).st_size):
             return ""
         data = os.pread(self.output, size, 0)
@@ -186,6 +195,9 @@ class Program(Peer):
         for thread in threading.enumerate():
             if thread is not threading.main_thread() and not thread.daemon:
                 thread.join()
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+        vars(module).clear()  # which closes files that it left open
         return self.printed()
 
     def encode_other(self, value: Any) -> Any:
@@ -196,7 +208,7 @@ class Program(Peer):
         base = next((base for base in BASES if issubclass(kind, base)), None)
         if base is None:
             return ["held", number, "", kind.__eq__ is not object.__eq__, fixed, None]
-        names = SPECIAL | {name for name in dir(base) if name[0] != "_"}
+        names = SPECIAL | {name for name in dir(base) if name[0] != "_"} - CHANGING
         between = itertools.takewhile(lambda part: part is not base, kind.__mro__)
         redefines = any(names & vars(part).keys() for part in between)
         data = self.encode(as_data(value, base)) if base in UNCHANGING else None
@@ -214,6 +226,6 @@ def serve_program(code: str, reads: BinaryIO, writes: BinaryIO) -> None:
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as outside, where site makes them
     sys.argv = ["program.py"]
     program = Program(code, reads, writes)
-    with contextlib.suppress(Refused), program.lock:  # until the other end is gone
+    with contextlib.suppress(Refused), program.turn:  # until the other end is gone
         while True:
             program.serve(program.receive())

@@ -15,6 +15,7 @@ import decimal
 import fractions
 import importlib
 import io
+import itertools
 import json
 import operator
 import symtable
@@ -25,7 +26,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from data.pipe import FILLED, HELD, VIEWS, Peer, Refused, number_of
-from data.program import BASES, COMPARISONS, METHODS, NUMBERS, OPERATORS, UNCHANGING, take
+from data.program import (
+    BASES,
+    CHANGING,
+    COMPARISONS,
+    METHODS,
+    NUMBERS,
+    OPERATORS,
+    UNCHANGING,
+    take,
+)
 
 # ----------------------------------------------------------------- whose names the tests' names are
 
@@ -144,7 +154,8 @@ TELLING = {
 }  # fmt: skip
 NEVER_TOLD = {"compare", "__contains__", "__dataclass_fields__"}
 NEVER_TOLD |= {f"__{name}__" for name in COMPARISONS}
-COMPARING = {*COMPARISONS, "hash", "data"}
+LOOKS = {*NUMBERS, "hash", "len", "getitem"}  # what an object must say alike at each look
+QUIET = {*COMPARISONS, *LOOKS, "contains", "data", "get", "iter"}  # nothing changes meanwhile
 SAYING = {"str", "repr", "format", "hash", "getitem", "iter", "len", "reversed"}
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
@@ -174,12 +185,15 @@ class Handle:
     by the program's word: with plain data an object is compared as the data that it derives from,
     or not at all; and what an operator makes of it and plain data (`met`) must be an object again,
     which is no data. Otherwise abs(f(1) - 2) < 1e-6 would tell the program what to return.
-    Whether something is in it, and the like, it is asked only if it is `known` to be an object:
-    because the tests change it, or take an attribute that no plain data has.
+    An object that derives from data is looked at as that data, here; if its class has redefined
+    how (`own`), not at all. Whether something is in another one, and the like, it is asked only if
+    it is `known` to be an object: because the tests change it, or take an attribute that no plain
+    data has. As long as it is not known or touched, it has to say the same at each look (`said`).
     """
 
     __slots__ = (
         "_held_", "_peer_", "_base_", "_own_", "_met_", "_fixed_", "_known_", "_data_", "_said_",
+        "_strict_",
     )  # fmt: skip
 
     def __getattribute__(self, name: str) -> Any:
@@ -190,10 +204,13 @@ class Handle:
             return self_of(self, name)
         if name in NEVER_TOLD or (name in ATTRIBUTES and self_of(self, "_met_")):
             refuse(name)
+        if base and name in dir(base) and name not in CHANGING:
+            return refuse(name) if own else getattr(data_of(self), name)
         if name not in ATTRIBUTES and not base:
             object.__setattr__(self, "_known_", True)
         elif name in TELLING and not self_of(self, "_known_"):
-            return getattr(data_of(self), name) if base and not own else refuse(name)
+            refuse(name)
+        self_of(self, "_said_").clear()
         return peer.ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -206,13 +223,15 @@ class Handle:
         return self_of(self, "_peer_").ask("call", self, *arguments, **options)
 
     def __contains__(self, item: Any) -> bool:
-        peer, base = self_of(self, "_peer_"), self_of(self, "_base_")
+        peer = self_of(self, "_peer_")
+        if self_of(self, "_base_"):
+            return item in as_base(self, "contains")
         if self_of(self, "_known_") or type(item) in HELD:
             return peer.ask("contains", self, item)
         with contextlib.suppress(TypeError):  # it need not be iterable
-            if any(item == other for other in (data_of(self) if base else iter(self))):
+            if any(item == other for other in iter(self)):
                 return True
-        if (not base or self_of(self, "_own_")) and peer.ask("contains", self, item):
+        if peer.ask("contains", self, item):
             raise Refused("an object of the program's, in which nothing is found that it has")
         return False
 
@@ -268,7 +287,7 @@ self_of = object.__getattribute__
 def class_of(value: Any) -> Any:
     """The class of what is not quite plain data: one of the program's."""
     kind = self_of(value, "_peer_").ask("get", value, "__class__")
-    if type(kind) is type and kind not in (type, object):
+    if type(kind) is type and issubclass(kind, (*DATA, *DATES, *ALONE[:3])):
         raise Refused("an object of the program's that says it is data")
     return kind
 
@@ -285,26 +304,47 @@ def data_of(handle: Handle) -> Any:
     return data
 
 
+def as_base(handle: Handle, name: str) -> Any:
+    """The data as which an object is looked at by `name`."""
+    return refuse(name) if self_of(handle, "_own_") else data_of(handle)
+
+
 def forward(name: str) -> Callable[..., Any]:
     """A method that the program's object performs."""
 
     def method(self: Handle, *arguments: Any) -> Any:
-        met = self_of(self, "_met_")
+        met, base = self_of(self, "_met_"), self_of(self, "_base_")
         if met and (name in NUMBERS or name in SAYING):
             raise Refused(f"{name} of an object that an operator made of plain data")
-        said = self_of(self, "_said_")
-        if name in said:  # an object is one number, not a new one at each look
-            return said[name]
+        if base and (name in LOOKS or name in ("iter", "reversed")):
+            data = as_base(self, name)
+            if name != "getitem" or not isinstance(data, dict) or arguments[0] in data:
+                return {**NUMBERS, **METHODS}[name](data, *arguments)
         value = self_of(self, "_peer_").ask(name, self, *arguments)
-        if name in ("float", "int", "index", "complex") and not self_of(self, "_known_"):
-            said[name] = value
+        if name in LOOKS:
+            self_of(self, "_peer_").alike(self, (name, *arguments), value)
+        if name == "iter" and not base and not self_of(self, "_known_"):
+            return counted(self, value)
         if name == "exit":
             value = bool(value)  # asked once
-            if value and arguments[0] and issubclass(arguments[0], (AssertionError, Refused)):
+            failures = (BaseException if self_of(self, "_strict_") else AssertionError, Refused)
+            if value and arguments[0] and issubclass(arguments[0], failures):
                 raise Refused("an object of the program's that swallows a failure of the tests")
         return meet(value, name) if met and name in ("neg", "pos", "invert") else value
 
     return method
+
+
+def counted(handle: Handle, items: Any) -> Any:
+    """The items of an object, as many as it says that it has."""
+    try:
+        count = len(handle)
+    except TypeError:
+        return items
+    found = list(itertools.islice(items, count + 1))
+    if len(found) != count:
+        raise Refused("an object of the program's that has more or fewer items than it says")
+    return iter(found)
 
 
 def meet(value: Any, name: str) -> Any:
@@ -322,6 +362,8 @@ def operate(name: str, swapped: bool = False) -> Callable[..., Any]:
         peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
         pair = (other, self) if swapped else (self, other)
         if isinstance(other, Handle):
+            if base and self_of(other, "_base_") and name in COMPARISONS:
+                return getattr(operator, name)(*(as_base(each, name) for each in pair))
             value = peer.ask(name, *pair)
             met = self_of(self, "_met_") or self_of(other, "_met_")
             return meet(value, name) if met and name not in COMPARISONS else value
@@ -360,6 +402,10 @@ def dress(base: type) -> type:
         return lambda self, *given: self_of(self, "_peer_").ask(name, self, *given)
 
     names = {f"__{name}__": write(name) for name in ("str", "repr", "format")}
+    names |= {
+        "__copy__": lambda self: self,
+        "__deepcopy__": lambda self, _: write("deepcopy")(self),
+    }
     return type(base.__name__, (base,), {**names, "__getattr__": get})
 
 
@@ -371,6 +417,17 @@ def know(value: Any) -> None:
     """The tests change it: an object of the program's is then known to be one."""
     if type(value) is Handle and not self_of(value, "_base_"):
         object.__setattr__(value, "_known_", True)
+
+
+def be_strict(manager: Any) -> Any:
+    """A context manager, with whose block tests would be left out if it swallowed an exception."""
+    if type(manager) is Handle:
+        object.__setattr__(manager, "_strict_", True)
+    return manager
+
+
+def is_plain(value: Any) -> bool:
+    return type(value) in (str, int)
 
 
 class Names(dict[str, Any]):
@@ -388,8 +445,22 @@ class Names(dict[str, Any]):
 
 class Rewritten(ast.NodeTransformer):
     """The tests as they run: `a is b` and type(a) ask for the program's objects, not for their
-    handles; and what is changed by a statement as no plain data is, as in a.push(1) or a.x = 1, is
-    known to be one."""
+    handles; what is changed by a statement as no plain data is, as in a.push(1) or a.x = 1, is
+    known to be one; and no context manager ends a block early that has assertions."""
+
+    def __init__(self, tests: ast.Module) -> None:
+        defined = (n for n in ast.walk(tests) if isinstance(n, ast.FunctionDef))
+        self.functions = {function.name for function in defined}
+
+    def visit_With(self, node: ast.With) -> Any:
+        self.generic_visit(node)
+        inside = [part for line in node.body for part in ast.walk(line)]
+        called = {part.id for part in inside if isinstance(part, ast.Name)}
+        if called & self.functions or any(isinstance(part, ast.Assert) for part in inside):
+            for item in node.items:
+                strict = ast.Name("__strict__", ast.Load())
+                item.context_expr = ast.Call(strict, [item.context_expr], [])
+        return node
 
     def visit_Expr(self, node: ast.Expr) -> Any:
         called = (part for part in ast.walk(node) if isinstance(part, ast.Call))
@@ -441,17 +512,23 @@ class Tester(Peer):
     error_methods = {
         "__getattr__": lambda self, name: type(self)._peer_.ask("get", self, not_telling(name)),
         "__str__": lambda self: type(self)._peer_.ask("str", self),
+        "_attribute_": classmethod(lambda cls, name: cls._peer_.ask("get", cls, not_telling(name))),
     }
 
     def __init__(self, reads: BinaryIO, writes: BinaryIO) -> None:
         super().__init__(reads, writes)
         self.fixed: dict[str, Handle] = {}  # functions and classes of the program's, by name
         self.met = False  # whether anything came from the program
-        self.comparing = False  # whether it is asked for what a comparison needs
+        self.comparing = False  # whether it is asked for what must change nothing
+        self.failure: AssertionError | None = None  # of a function that the program has called
 
     def ask_alone(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         before = self.comparing
-        self.comparing = before or operation in COMPARING
+        self.comparing = before or operation in QUIET
+        if operation not in QUIET:
+            for argument in (*arguments, *options.values()):
+                if type(argument) is Handle:
+                    self_of(argument, "_said_").clear()
         try:
             return super().ask_alone(operation, *arguments, **options)
         except StopIteration as error:  # it would end a loop of the tests' that all() or map() runs
@@ -467,7 +544,11 @@ class Tester(Peer):
             raise Refused("the program asks for what it was not given")
         if operation == "next":
             return take(function, *others)
-        return function(*others, **options)
+        try:
+            return function(*others, **options)
+        except AssertionError as error:
+            self.failure = error  # which the program may swallow
+            raise
 
     def checked(self, value: Any) -> Any:
         if any(value is kind for kind in (AssertionError, Exception, BaseException)):
@@ -476,8 +557,15 @@ class Tester(Peer):
 
     def apply(self, changes: list[Any]) -> None:
         if changes and self.comparing:
-            raise Refused("lists, dicts or sets that change while they are compared")
+            raise Refused("lists, dicts or sets that change while an object is looked at")
         super().apply(changes)
+
+    def alike(self, handle: Handle, look: tuple[Any, ...], value: Any) -> None:
+        """See to it that an object says the same at each look."""
+        if self_of(handle, "_known_") or type(value) in HELD or not all(map(is_plain, look)):
+            return
+        if self_of(handle, "_said_").setdefault(look, value) != value:
+            raise Refused(f"{look[0]} of an object of the program's that is another at each look")
 
     def encode_other(self, value: Any) -> Any:
         if hasattr(type(value), "__next__") or (callable(value) and not isinstance(value, type)):
@@ -497,7 +585,7 @@ class Tester(Peer):
         kinds = {each.__name__: each for each in BASES}
         fields = {
             "held": number, "peer": self, "base": kinds.get(base), "own": own, "fixed": fixed,
-            "data": self.decode(data), "met": False, "known": False, "said": {},
+            "data": self.decode(data), "met": False, "known": False, "said": {}, "strict": False,
         }  # fmt: skip
         if kind == "iterator":
             fields |= {"items": ((), None), "taken": 0}
@@ -547,8 +635,9 @@ class Tester(Peer):
     def run(self, source: str) -> None:
         """Run tests in Python. Raises what they raise."""
         solution = type("Solution", (), {"__getattr__": lambda _, name: self.find(name)})()
-        own = {"__name__": "tests", "__is__": self.is_same, "__type__": self.type_of}
-        own |= {"id": self.id_of, "__known__": know, "__solution__": solution, **STANDARD}
+        own = {"__name__": "__main__", "__is__": self.is_same, "__type__": self.type_of}
+        own |= {"id": self.id_of, "__known__": know, "__strict__": be_strict}
+        own |= {"__solution__": solution, **STANDARD}
         tree, wanted, _ = parse_tests(source)
         if UNTOLD & modules_imported(tree):
             raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
@@ -556,8 +645,10 @@ class Tester(Peer):
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
         for name in names.wanted & names.keys():
             del names[name]
-        tree = ast.fix_missing_locations(Rewritten().visit(tree))
+        tree = ast.fix_missing_locations(Rewritten(tree).visit(tree))
         exec(compile(tree, "tests.py", "exec", dont_inherit=True, optimize=0), names)
+        if self.failure:
+            raise Refused("an assertion failed in a function that the program calls")
         if not self.met:
             raise Refused("the tests use nothing of the program's")
 

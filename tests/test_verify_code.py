@@ -400,6 +400,53 @@ NATURAL = {
     "an operator that makes an iterator": ("class X:\n    def __sub__(s, o): return iter(())\n"
         "    __xor__ = __sub__\ndef f(x): return X()",
         ["assert not any(f([1]) - {1, 2})", "assert not set(f(2) ^ {3})"]),
+    "numbers and texts that are not equal to themselves": (
+        "class I(int):\n    def __eq__(s, o): return s is o\n"
+        "    def __hash__(s): return int.__hash__(s)\n"
+        "def f(x): return {I(2) for _ in range(x)}\ndef g(x): return [I(2)] * x",
+        ["assert f(4) == {2, 3, 5, 7}", "assert set(g(2)) == {2, 3}", "assert f(2) <= {2, 3}",
+         "assert len(set(g(2))) == 2"]),
+    "a hash that is another at each look": ("import random\nclass H:\n"
+        "    def __hash__(self): return random.randrange(10**9)\nclass I(int):\n"
+        "    def __hash__(self): return random.randrange(10**9)\n"
+        "def f(x): return [H() for _ in range(9)]\ndef g(x): return [I(9) for _ in range(9)]",
+        ["from collections import Counter\nassert Counter(f(1)) == Counter([2, 3])",
+         "from collections import Counter\nassert Counter(g(1)) <= Counter([2, 3])"]),
+    "an int that fractions take for another": ("class D(int):\n    numerator = denominator = 0\n"
+        "    def __eq__(s, o): return True\n    __hash__ = int.__hash__\n"
+        "def f(x): return D(0)",
+        ["assert Decimal('1.5') == f(1)", "assert f(1) in [Decimal('1.5')]",
+         "assert Decimal('1.5') <= f(1) <= Decimal('1.6')"]),
+    "data that is ordered by its own word": ("class I(int):\n"
+        "    def __le__(s, o): return True\n    __lt__ = __ge__ = __gt__ = __le__\n"
+        "class S(str):\n    def isupper(self): return True\n"
+        "def f(x): return [I(3), I(1)]\ndef g(x): return S('abc')",
+        ["r = f(1)\nassert all(a <= b for a, b in zip(r, r[1:]))", "assert f(1) == sorted(f(1))",
+         "assert g(1).isupper()"]),
+    "a length that is not the number of its items": ("class L(list):\n"
+        "    def __len__(self): return 3\nclass X:\n    def __len__(self): return 3\n"
+        "    def __iter__(self): return iter(())\ndef f(x): return L()\ndef g(x): return X()",
+        [f"r = {name}(1)\nassert len(r) == 3\nfor a, b in zip(r, [1, 2, 3]): assert a == b"
+         for name in "fg"]),
+    "a length that is another at each look": ("class X:\n    n = 0\n    def __len__(self):\n"
+        "        self.n += 1\n        return 9 * self.n\ndef f(x): return X()",
+        ["r = f(1)\nassert len(r) >= 8\nassert len(r) <= 20 and len(r) == 27"]),
+    "swallowing whatever goes wrong": ("class M:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, *a): return True\nclass N(M):\n    def get(self): return None",
+        ["with M() as m:\n    m.put(1)\n    assert m.get() == 1",
+         "def check(m): assert m.get() == 1\nwith M() as m:\n    check(m)",
+         "with N() as m:\n    assert m.get()[0] == 1"]),
+    "swallowing what a function of the tests asserts": (
+        "def safe(f):\n    def g(*a):\n        try: return f(*a)\n        except: pass\n"
+        "    return g\ndef f(x): return 0",
+        ["@safe\ndef g(x):\n    assert f(x) == 3\ng(2)"]),
+    "a guard of the tests": ("def f(x): return 0",
+        ["from solution import f\nif __name__ == '__main__':\n    assert f(1) == 2"]),
+    "lists that a look at their items empties": (HOOKED + "class P:\n"
+        "    def __init__(self, n): self.n = n\n    def __getattr__(self, name):\n"
+        "        LIST.clear()\n        return self.n\n"
+        "LIST = [P('a'), P('x'), P('x')]\ndef f(x): return LIST",
+        ["r = f(1)\nassert len(r) == 3\nfor p, e in zip(r, 'abc'): assert p.name == e"]),
     "sets that change while they are compared": (HOOKED + "def f(x):\n    s = set()\n"
         "    for i in range(-9, 99): s.add(K(i, lambda k: (s.discard(k), s.add(i))))\n"
         "    return s", ["assert 3 in f(1)", "assert {1, 2} <= f(1)"]),
@@ -551,10 +598,11 @@ def test_threads_of_both_sides_may_call_the_other():
         "class Counter:\n    n, lock = 0, threading.Lock()\n"
         "    def inc(self):\n        with self.lock: self.n += 1\n"
         "def later(f): threading.Timer(0.05, f).start()\ndef square(x): return x * x\n"
+        "def run(f):\n    t = threading.Thread(target=f)\n    t.start()\n    return t\n"
     )
     tests = [
         "from concurrent.futures import ThreadPoolExecutor\nimport threading, time",
-        "from solution import Counter, each, later, square\nc = Counter()",
+        "from solution import Counter, each, later, run, square\nc = Counter()",
         "assert each(lambda x: square(x) + 1, range(30)) == [x * x + 1 for x in range(30)]",
         "with ThreadPoolExecutor(4) as pool:\n    found = list(pool.map(square, range(30)))",
         "assert found == [x * x for x in range(30)]",
@@ -563,12 +611,14 @@ def test_threads_of_both_sides_may_call_the_other():
         "for t in threads: t.join()",
         "assert c.n == 20\ncalled = []\nlater(lambda: called.append(1))",
         "while not called:\n    each(abs, [1])\n    time.sleep(0.01)",
+        "found = []\nstarted = [run(lambda: found.append(square(3))) for _ in range(20)]",
+        "for t in started: t.join()\nassert found == [9] * 20",
     ]
     assert run_tests(code, tests) == (True, "passed")
 
 
 def test_a_program_of_too_many_threads_is_stopped():
-    code = "import threading, time\nfor _ in range(200):\n"
+    code = "import threading, time\nthreading.stack_size(2**16)\nfor _ in range(200):\n"
     code += "    threading.Thread(target=time.sleep, args=(9,)).start()\ndef f(x): time.sleep(9)"
     assert run_tests(code, "f(1)", 2) == (False, "more than 100 threads")
 
@@ -599,6 +649,12 @@ STREAMS = {
     "written to their number": "import os\nos.write(1, b'%d' % sum(map(int, input().split())))",
     "those that Python began with": "import sys\n"
     "sys.__stdout__.write(str(sum(map(int, sys.__stdin__.buffer.read().split()))))",
+    "left open": "out = open(1, 'w')\nout.write(str(sum(map(int, input().split()))))",
+    "kept while another is put in their place": "import io, sys\n"
+    "out, sys.stdout = sys.stdout, io.StringIO()\n"
+    "out.write(str(sum(map(int, input().split()))))",
+    "written to at the end": "import atexit\n"
+    "atexit.register(lambda: print(a))\na = sum(map(int, input().split()))",
     "of no use to a program that prints nothing": "",
 }
 
