@@ -20,7 +20,6 @@ import json
 import operator
 import symtable
 import sys
-import traceback
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn
@@ -713,9 +712,12 @@ def same_line(found: str, wanted: str) -> bool:
 
 def failed(error: AssertionError, source: str) -> str:
     """The line of the tests that has failed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno or 1 for frame in frames if frame.filename == "tests.py"]
-    return source.splitlines()[lines[-1] - 1].strip() if lines else ""
+    place, line = error.__traceback__, 1
+    while place:
+        if place.tb_frame.f_code.co_filename == "tests.py":
+            line = place.tb_lineno
+        place = place.tb_next
+    return source.splitlines()[line - 1].strip()
 
 
 def run_tester(
