@@ -120,7 +120,7 @@ def tests_in_python(text: str, entry_point: Any, prompt: Any, where: str) -> str
         names = ", ".join(sorted(unknown))
         raise InputError(f"{where}: the tests import {names}, not in the standard library")
     body = tree.body
-    if unfit := [node.name for node in body if needs_pytest(node)]:
+    if unfit := [getattr(node, "name", "") for node in body if needs_pytest(node)]:
         raise InputError(f"{where}: the tests' {unfit[0]} can only be run by pytest")
     functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     tests = list(dict.fromkeys(name for name in functions if name.startswith("test")))
@@ -218,7 +218,7 @@ def unpacked(text: str) -> list[dict[str, Any]]:
         pickled = stream.decompress(packed, MAX_CASES)
         if stream.unconsumed_tail:
             raise ValueError("too much data")
-        texts = []
+        texts: list[str] = []
         for opcode, argument, _ in pickletools.genops(pickled):
             if "UNICODE" in opcode.name and not texts:
                 texts.append(str(argument))

@@ -138,13 +138,13 @@ class Program(Peer):
             os.lseek(file, 0, os.SEEK_SET)
         os.pwrite(self.input, text.encode("utf-8", "replace"), 0)
         how: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "closefd": False}
-        sys.stdin = sys.__stdin__ = os.fdopen(0, "r", **how)
-        sys.stdout = sys.__stdout__ = os.fdopen(1, "w", **how)
+        sys.stdin, sys.stdout = os.fdopen(0, "r", **how), os.fdopen(1, "w", **how)
+        vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout)
 
     def printed(self) -> str:
-        for stream in (sys.stdout, sys.__stdout__):
+        for name in ("stdout", "__stdout__"):
             with contextlib.suppress(Exception):
-                stream.flush()
+                vars(sys)[name].flush()
         if not (size := os.fstat(self.output).st_size):
             return ""
         data = os.pread(self.output, size, 0)

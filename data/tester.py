@@ -129,9 +129,9 @@ def names_in(tests: ast.Module, imported: set[str], whole: bool) -> set[str]:
     free = {name for name in free if not name.startswith("__")}
     builtin = free & set(vars(builtins))
     free -= builtin
-    names = imported | free - STANDARD.keys()
-    if names or whole:
-        return names
+    others = imported | free - STANDARD.keys()
+    if others or whole:
+        return others
     return free or (builtin if len(builtin) == 1 else set())
 
 
@@ -470,8 +470,8 @@ class Rewritten(ast.NodeTransformer):
 
     def known(self, node: ast.stmt, changed: list[Any]) -> Any:
         self.generic_visit(node)
-        parts = [part for part in changed if isinstance(part, ast.Attribute)]
-        parts = [part.value for part in parts if part.attr not in ATTRIBUTES]  # no plain data's
+        attributes = (part for part in changed if isinstance(part, ast.Attribute))
+        parts = [part.value for part in attributes if part.attr not in ATTRIBUTES]
         names = {part.id for part in parts if isinstance(part, ast.Name)}
         inside = list(ast.walk(node))
         names -= {part.arg for part in inside if isinstance(part, ast.arg)}
