@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import sys
 import zlib
@@ -204,7 +205,7 @@ def read_queries(
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
         file = Path(where.rpartition(":")[0]).name
-        domain = domain or source or file.partition(".")[0] or file
+        domain = domain or source or re.sub(r"\.jsonl(\.gz)?$", "", file)
         ids = [str(row[k]) for k in IDS if row.get(k) is not None]
         part = str(row.get("dataset") or "")
         queries.append(Query(prompt, answers, level, domain, tests, "".join(ids[:1]), part))

@@ -174,7 +174,32 @@ def kodcode(row: dict[str, Any]) -> Example:
     return Example(prompt, "code", answer, thinking, verified=right)
 
 
+CALCULATION = re.compile(r"<<[^<>]*>>")  # as in 48/2 = <<48/2=24>>24
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def gsm8k(row: dict[str, Any]) -> Example:
+    """openai/gsm8k: the worked solution is the trace; it has to end in the final answer."""
+    solution, mark, gold = first(row, "answer").rpartition("####")
+    thinking, gold = CALCULATION.sub("", solution).strip(), gold.strip()
+    if not mark or not gold:
+        raise Skip("no answer after ####")
+    ends = NUMBER.findall(thinking.rpartition("\n")[2].replace(",", ""))
+    if not any(is_correct(number, gold.lstrip("-")) for number in ends):
+        raise Skip("the solution does not end in the answer")
+    prompt = question(first(row, "question"))
+    return Example(prompt, "maths", f"The answer is {gold}.", thinking, [gold])
+
+
 # ---------------------------------------------------------------------- not thinking: conversations
+
+
+def alpaca(row: dict[str, Any]) -> Example:
+    """tatsu-lab/alpaca: an instruction, maybe with an input, and its output."""
+    answer = first(row, "output")
+    if not answer or answer.lower().strip("<>") in ("nooutput", "no output"):
+        raise Skip("no answer")
+    return Example(question(prompt_of(row)), "general", answer)
 
 
 def wildchat(row: dict[str, Any]) -> Example:
@@ -286,7 +311,8 @@ def speaker(turn: Any) -> str:
 RECIPES: dict[str, Recipe] = {
     "synthetic_1": synthetic_1, "openr1_math": openr1_math, "openthoughts": openthoughts,
     "aops": partial(traced, domain="maths"), "aime": partial(traced, domain="maths"),
-    "codeforces": codeforces, "kodcode": kodcode, "wildchat": wildchat, "oasst": OASST(),
+    "codeforces": codeforces, "kodcode": kodcode, "gsm8k": gsm8k, "wildchat": wildchat,
+    "oasst": OASST(), "alpaca": alpaca,
     "deepscaler": deepscaler, "tulu_3": tulu_3, "generic": generic,
 }  # fmt: skip
 

@@ -133,18 +133,15 @@ def test_no_benchmark_question_gets_into_a_training_set(tmp_path):
 
 def test_one_run_evaluates_every_benchmark(lab_folder, tmp_path):
     sizes = {"math500": 500, "aime24": 30, "amc23": 40, "olympiadbench_oe_maths_en": 675}
-    sizes |= {"gsm8k_test": 1319, "humaneval": 164, "mbpp_sanitized": 427, "mbppplus_v0": 399}
-    sizes |= {"alpaca_eval": 805, "arena_hard_v2": 750}
-    files = {
-        name: name + {"mbppplus_v0": ".1.0", "arena_hard_v2": ".0"}.get(name, "") for name in sizes
-    }
+    sizes |= {"gsm8k_test": 1319, "humaneval": 164, "mbpp_sanitized": 427}
+    sizes |= {"mbppplus_v0.1.0": 399, "alpaca_eval": 805, "arena_hard_v2.0": 750}
     model = tmp_path / "model"
     shutil.copytree(lab_folder / "base", model)
     config = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 32_768}
     (model / "config.json").write_text(json.dumps(config))
     settings = lhrm.EvalSettings(
         model_name_or_path=str(model),
-        dataset_name=",".join(str(asset(f"data/{file}.jsonl")) for file in files.values()),
+        dataset_name=",".join(str(asset(f"data/{file}.jsonl")) for file in sizes),
         output_dir=str(tmp_path),
         modes="auto,router",
         eval_num_generations=1,

@@ -207,7 +207,7 @@ def test_tests_of_a_prompt_that_is_no_program_stand_alone(prompt, tmp_path):
 
 def test_a_file_always_has_a_name_as_a_domain_and_must_have_one_to_be_read(tmp_path):
     path = write_lines(tmp_path / ".hidden.jsonl", {"prompt": "q", "answer": "a"})
-    assert read_queries(path)[0].domain == ".hidden.jsonl"
+    assert read_queries(path)[0].domain == ".hidden"
     with pytest.raises(InputError, match="name is empty"):
         read_queries(f"{path},")
 

@@ -63,6 +63,10 @@ THOUGHT = {  # recipe, row: domain, final answers, verdict
     ),
     "generic": ({"question": "6·7?", "output": R1, "answer": "42"}, ("general", ["42"], None)),
 }
+GSM8K = {
+    "question": "6·7·100?",
+    "answer": "First 6·7 = <<6*7=42>>42.\nThat makes $<<42*100=4200>>4,200 in all.\n#### 4200",
+}
 
 
 @pytest.mark.parametrize("name", THOUGHT)
@@ -72,6 +76,16 @@ def test_a_thinking_row_of_each_set_is_read(name):
     assert example.prompt == [{"role": "user", "content": "6·7?"}]
     assert (example.thinking, example.answer) == READ
     assert (example.domain, example.gold, example.verified) == (domain, gold, verdict)
+
+
+def test_gsm8ks_worked_solution_is_the_trace_and_ends_in_the_answer():
+    example = RECIPES["gsm8k"](GSM8K)
+    assert example.thinking == "First 6·7 = 42.\nThat makes $4,200 in all."
+    assert (example.answer, example.gold) == ("The answer is 4200.", ["4200"])
+    assert (example.prompt[0]["content"], example.domain) == ("6·7·100?", "maths")
+    for answer in ("42", "It is 42.\n####", "It is 42.\nNo: 43.\n#### 42"):
+        with pytest.raises(Skip):
+            RECIPES["gsm8k"]({**GSM8K, "answer": answer})
 
 
 def test_a_later_generation_is_taken_where_the_first_is_empty_or_wrong():
@@ -105,6 +119,7 @@ def test_openthoughts_metadata_names_the_domain():
 ANSWERED = {
     "wildchat": (WILDCHAT, "42"),
     "generic": ({"instruction": "6·7?", "input": "", "output": "42"}, "42"),
+    "alpaca": ({"instruction": "6·7?", "input": "", "output": "42", "text": "all"}, "42"),
 }
 
 
