@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from data.chat import chat, read_prompts
 from data.modes import MODES
+from data.rows import as_messages
 from data.tokenizer import SAMPLING, Messages, Tokenizer
 from model import KVCache, Transformer
 
@@ -359,7 +360,7 @@ class SampleSettings:
 
     model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
     prompt: str | None = setting(None, "answer this and stop")
-    prompt_file: str | None = setting(None, "answer every line of this file; prints JSON lines")
+    prompt_file: str | None = setting(None, "answer every line or row of it; prints JSON lines")
     system: str | None = setting(None, "system message of every conversation")
     mode: str = setting("auto", "mode of every answer; auto: the model chooses", ("auto", *MODES))
     num_generations: int = setting(1, "responses to each prompt")
@@ -416,7 +417,7 @@ def main() -> None:
             part = prompts[start : start + size]
             groups: dict[int, list[Completion]] = {}
             for place, completions in answers(
-                [[{"role": "user", "content": prompt}] for prompt in part],
+                [as_messages(prompt, "") for prompt in part],
                 range(start, start + len(part)), settings.mode,
                 num_generations=settings.num_generations, batch_size=settings.batch_size,
             ):  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -13,14 +14,18 @@ from typing import TYPE_CHECKING
 from tokenizers.decoders import DecodeStream
 
 from data.cli import InputError
+from data.rows import prompt_of, read_rows, row_prompt
 from data.tokenizer import Messages, Tokenizer
 
 if TYPE_CHECKING:
     from sample import Completion
 
 
-def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str] | None:
-    """What is to be answered, or None for a chat."""
+def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Messages] | None:
+    """What is to be answered, or None for a chat. A file has a prompt on each line, or, if its name
+    ends in .jsonl or .jsonl.gz, rows with prompts."""
+    if prompt_file is not None and re.search(r"\.jsonl(\.gz)?$", prompt_file):
+        return [prompt_of(row) for where, row in read_rows(prompt_file) if row_prompt(row, where)]
     if prompt_file is not None:
         try:
             lines = Path(prompt_file).read_text(encoding="utf-8-sig")
@@ -31,7 +36,7 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str] | Non
         prompts = lines.removesuffix("\n").split("\n")
         if empty := [n for n, prompt in enumerate(prompts, 1) if not prompt.strip()]:
             raise InputError(f"{prompt_file}:{empty[0]}: empty prompt")
-        return prompts
+        return [*prompts]
     source = "--prompt"
     if prompt is None and sys.stdin is None:
         raise InputError("no standard input: give --prompt")

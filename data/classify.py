@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data.chat import read_prompts
 from data.cli import (
     InputError,
     mix_seed,
@@ -36,7 +38,7 @@ from data.cli import (
     write_json,
 )
 from data.modes import MODES, NO_THINK, THINK
-from data.rows import Query, read_rows, row_prompt, split_paths
+from data.rows import Query, as_messages, read_rows, row_prompt, split_paths
 from model import read_header, save_tensors
 
 THRESHOLD = 0.5  # a query of this complexity or more counts as complex
@@ -167,7 +169,11 @@ def load(folder: str | None) -> Classifier | Rules:
 def route(queries: Sequence[Query], folder: str | None) -> list[str]:
     """The mode of each query by a classifier, or by the rules: the training-free baseline."""
     complexities = load(folder).predict([query.prompt[-1]["content"] for query in queries])
-    return [MODES[THINK if c >= THRESHOLD else NO_THINK] for c in complexities]
+    return [mode_for(complexity) for complexity in complexities]
+
+
+def mode_for(complexity: float) -> str:
+    return MODES[THINK if complexity >= THRESHOLD else NO_THINK]
 
 
 # ------------------------------------------------------------------------------------ the commands
@@ -272,6 +278,25 @@ def report(name: str, classifier: Classifier | Rules, classes: Sequence[Sequence
     return f"{name}: {simple} simple, {complex_} complex: {', '.join(shown)}"
 
 
+@dataclass
+class PredictSettings:
+    """Say how complex each query looks, and which mode the router would choose for it."""
+
+    model_name_or_path: str | None = setting(None, "folder of the classifier; unset: the rules")
+    prompt: str | None = setting(None, "a query; unset: standard input")
+    prompt_file: str | None = setting(None, "a file with a query on every line, or of rows")
+
+
+def run_predict(settings: PredictSettings) -> None:
+    """The `predict` command."""
+    prompts = read_prompts(settings.prompt, settings.prompt_file)
+    if prompts is None:
+        raise InputError("give a query: --prompt or --prompt_file")
+    texts = [as_messages(prompt, "")[-1]["content"] for prompt in prompts]
+    for text, complexity in zip(texts, load(settings.model_name_or_path).predict(texts)):
+        print(f"{complexity:.3f}  {mode_for(complexity):8}  {' '.join(text.split())[:80]}")
+
+
 def run_train(settings: TrainSettings) -> None:
     """The `train` command."""
     if not settings.output_dir:
@@ -289,7 +314,10 @@ def run_evaluate(settings: EvaluateSettings) -> None:
 
 
 def main() -> None:
-    commands = {"train": (TrainSettings, run_train), "evaluate": (EvaluateSettings, run_evaluate)}
+    commands: dict[str, Any] = {
+        "train": (TrainSettings, run_train), "evaluate": (EvaluateSettings, run_evaluate),
+        "predict": (PredictSettings, run_predict),
+    }  # fmt: skip
     run_subcommand("python -m data.classify", commands)
 
 

@@ -237,6 +237,18 @@ def test_the_commands_train_evaluate_and_print_the_right_figures(tmp_path, monke
         assert shown == f"{model[1] if model else 'rules'}: {figures}"
 
 
+def test_predict_says_how_complex_each_query_looks(tmp_path, monkeypatch, capsys):
+    rows = write_rows(tmp_path / "q.jsonl", ["Who likes\nba?", "Prove that ba > 0 for all b."])
+    shown = command(monkeypatch, capsys, "predict", "--prompt_file", rows)
+    expected = "{:.3f}  no_think  Who likes ba?\n{:.3f}  think     Prove that ba > 0 for all b.\n"
+    texts = ["Who likes\nba?", "Prove that ba > 0 for all b."]
+    assert shown == expected.format(*Rules().predict(texts))
+    assert command(monkeypatch, capsys, "predict", "--prompt", "Hi!").split()[1:] == [
+        "no_think",
+        "Hi!",
+    ]
+
+
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     done = run("-m", "data.classify", "evaluate", "--simple", tmp_path / "no", check=False)
     assert (

@@ -342,6 +342,12 @@ def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path, monkeypat
     rows = [json.loads(line) for line in lines]
     assert [row["prompt"] for row in rows] == ["7+5=", "hello ada"]
     assert all(t.startswith("<no_think>") for row in rows for t in row["responses"])
+    asked = [[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "7+5="}]]
+    asked = [{"question": "7+5="}, {"prompt": asked[0]}]
+    questions.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    lines = printed("--prompt_file", questions.with_suffix(".jsonl")).splitlines()
+    expected = [asked[0]["question"], asked[1]["prompt"]]
+    assert [json.loads(line)["prompt"] for line in lines] == expected
 
 
 def test_the_answers_of_a_file_come_in_its_order_while_others_are_still_to_be_sampled(
