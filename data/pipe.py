@@ -3,6 +3,10 @@
 Plain data is copied; a list, dict or set that both ends can still reach is kept equal on both, as
 if it were one. Whatever else one end has stays with it, under a number, and the other end's handle
 of it passes calls on.
+
+A question is {operation, arguments, options, changed, dropped}; an answer {value, raised, printed,
+changed, dropped}, or {failed}, with the reason. A value is itself (None, a truth, a number, a text)
+or a list of its kind and what that kind needs.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ MAX_DEPTH = 50  # of lists in lists
 
 
 class Refused(BaseException):
-    """What the tests ask for cannot be told from here. No `except Exception` of theirs hides it."""
+    """Two processes cannot do what the tests ask for, or must not. It is a BaseException: no
+    `except Exception` of the tests hides it."""
 
 
 # ------------------------------------------------------------------------------------ plain data
@@ -52,7 +57,7 @@ FROM_TEXT: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {  # 
         lambda value: str(value // datetime.timedelta(microseconds=1)),
         lambda text: datetime.timedelta(microseconds=int(text)),
     ),
-    type(...): (str, lambda text: ...),
+    type(...): (str, lambda text: Ellipsis),
 }
 TEXT_TYPES = {kind.__name__: kind for kind in FROM_TEXT}
 VIEWS: dict[type, str] = {
@@ -115,7 +120,7 @@ class Peer:
     """One end of the pipe. It asks the other, and meanwhile does what the other asks of it."""
 
     error_methods: dict[str, Any] = {}  # of exceptions that are the other end's
-    first_number = 0  # of the containers that this end shares; the other end's are odd
+    first_number = 0  # the containers that this end shares are 0, 2, 4, …; the other end's 1, 3, …
     names_functions = False  # builtin functions are sent by name; otherwise they are kept here
 
     def __init__(self, reads: BinaryIO, writes: BinaryIO) -> None:
@@ -126,8 +131,8 @@ class Peer:
         self.shared: dict[int, tuple[Any, list[Any] | None]] = {}  # container, contents as sent
         self.places: dict[int, int] = {}  # id of a shared container → its number
         self.next_number = self.first_number
-        # Only one thread talks to the other end. While it does what the other asks of it, more may
-        # ask; its answer then has to wait until they have theirs.
+        # One thread at a time talks to the other end. While it serves a question, other threads may
+        # ask questions of their own; it answers only after these are answered.
         self.turn = threading.Condition()
         self.waiting = 0  # number of questions that have no answer yet
 
@@ -140,16 +145,17 @@ class Peer:
             self.kept.append(value)
         return self.numbers[key]
 
-    # A container is sent whole once. From then on both ends have it under one number, until one of
-    # them has no other reference to it left; each message carries what has changed in these.
+    # A container is sent whole once, and gets a number that both ends use. Every later message has
+    # the new contents of those that changed. When one end has no other reference to it, both forget
+    # it.
 
     def share(self, container: Any, number: int) -> None:
         self.places[id(container)] = number
         self.shared[number] = container, contents(container)
 
     def receive_into(self, container: Any, number: int, items: list[Any]) -> None:
-        """Fill a shared container. Meanwhile it is nobody's: the keys of a dict that are handles
-        ask the other end for their hashes."""
+        """Fill a shared container. Meanwhile its contents count as unknown (None), so that it is
+        not sent half filled: keys that are handles ask the other end for their hashes."""
         self.places[id(container)] = number
         self.shared[number] = container, None
         fill(container, self.decode_all(items))
@@ -193,7 +199,7 @@ class Peer:
             return value
         inside = partial(self.encode_all, depth=depth + 1)
         name = kind.__name__
-        if kind is types.TracebackType:
+        if kind is types.TracebackType:  # it stays here
             return None
         if id(value) in self.places:
             return ["same", self.places[id(value)]]
@@ -202,7 +208,8 @@ class Peer:
         if kind in FILLED.values():
             number, self.next_number = self.next_number, self.next_number + 2
             self.share(value, number)
-            made_with = getattr(value, "maxlen", None) or getattr(value, "default_factory", None)
+            how = "maxlen" if kind is collections.deque else "default_factory"
+            made_with = getattr(value, how, None)
             return [name, number, self.encode(made_with), inside(contents(value))]
         if kind in (tuple, frozenset):
             return [name, inside(value)]
@@ -230,7 +237,7 @@ class Peer:
         """The values of a list."""
         items = list(items)
         kinds = set(map(type, items))
-        small = kinds == {int} and max(items).bit_length() < 64 > min(items).bit_length()
+        small = kinds == {int} and max(map(int.bit_length, items)) < 64
         if small or (len(kinds) == 1 and kinds <= {str, float, bool}):
             return items
         return [self.encode(item, depth) for item in items]

@@ -65,11 +65,9 @@ OTHERS: dict[str, Callable[..., Any]] = {
     "send": lambda generator, value: generator.send(value),
     "throw": lambda generator, *error: generator.throw(*error),
 }  # fmt: skip
-BASES: tuple[type, ...] = (
-    int, float, str, bytes, tuple, frozenset, list, dict, set, bytearray, collections.deque,
-)  # fmt: skip
-UNCHANGING = BASES[:6]
-# Methods by which data is changed. Its other methods, and these special ones, are looks at it.
+UNCHANGING: tuple[type, ...] = (int, float, str, bytes, tuple, frozenset)
+BASES = (*UNCHANGING, list, dict, set, bytearray, collections.deque)
+# Methods that change data. All others, and the special ones of SPECIAL, only look at it.
 CHANGING = {
     "append", "appendleft", "extend", "extendleft", "insert", "remove", "pop", "popleft", "popitem",
     "clear", "sort", "reverse", "rotate", "add", "discard", "update", "setdefault",
@@ -77,7 +75,7 @@ CHANGING = {
 }  # fmt: skip
 SPECIAL = {f"__{name.strip('_')}__" for name in (*OPERATORS, *COMPARISONS, *NUMBERS, "len", "iter")}
 SPECIAL |= {"__getitem__", "__contains__", "__hash__", "__reversed__"}
-SPECIAL |= {f"__r{name}__" for name in OPERATORS}
+SPECIAL |= {f"__{how}{name.strip('_')}__" for how in ("r", "i") for name in OPERATORS}
 # What LiveCodeBench's harness imports before the program: all names of these, then they themselves.
 HARNESS = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
@@ -165,10 +163,10 @@ class Program(Peer):
             except BaseException as error:
                 text = f"the program failed to load: {type(error).__name__}: {error}"
                 raise Refused(text) from None
-        value = vars(self.module).get(name, self.given)
-        if value is self.given.get(name, self.given):  # not the program's, or only the harness's
-            raise NameError(f"name {name!r} is not defined")
-        return value
+        names = vars(self.module)
+        if name not in names or (name in self.given and names[name] is self.given[name]):
+            raise NameError(f"name {name!r} is not defined")  # by the program itself
+        return names[name]
 
     def harness(self) -> None:
         """Prepare for tests by input and output, as LiveCodeBench does."""

@@ -2,8 +2,8 @@
 
 Two locks of the Linux kernel, which cannot be taken off again, see to it. Seccomp leaves only the
 system calls that computing needs, so no new process, no socket, no signal, no change to a file;
-Landlock (Linux 5.13 or newer) refuses to read anything outside Python's own library, and with
-that the other process's memory. Where the kernel has not both, no program is run.
+Landlock (Linux 5.13 or newer) refuses to read anything but Python's and the system's libraries, and
+with that the other process's memory. Where the kernel has not both, no program is run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 MEMORY = 2 * 2**30  # bytes of address space
-STACK = 100 * 2**20  # bytes; the kernel leaves room for 128 MiB
+STACK = 100 * 2**20  # bytes; the kernel keeps 128 MiB of addresses free for it
 FILE = 64 * 2**20  # bytes of standard input, and of what a program prints
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_…
@@ -135,10 +135,10 @@ def restrict_reading(libc: ctypes.CDLL, call: Callable[[str, int], int]) -> None
 
 
 def main() -> None:
-    """sandbox.py program|tests READ WRITE: run the source on standard input. READ and WRITE are the
-    ends of two pipes to the other process. The tests' verdict goes to standard output: a zero byte
-    before each test that has a time limit of its own; in the end + and "passed", or - and why not,
-    or ! where the locks cannot be set."""
+    """sandbox.py program|tests READ WRITE, with the source on standard input. READ and WRITE are
+    pipes to the other process. The tests' process writes its verdict to standard output: a zero
+    byte before each test with a time limit of its own; in the end "+passed", or "-" and why not, or
+    "!" and why the locks cannot be set."""
     role, reads, writes = sys.argv[1], *map(int, sys.argv[2:4])
     source = sys.stdin.buffer.read().decode("utf-8", "replace")
     pipes = os.fdopen(reads, "rb"), os.fdopen(writes, "wb")

@@ -89,6 +89,14 @@ def parse_tests(source: str) -> tuple[ast.Module, set[str], set[str]]:
     return tree, names, names | imports.parts
 
 
+def parsed(source: str) -> ast.Module | None:
+    """Python source as a tree, or None if it is not Python."""
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        symtable.symtable(source, "source", "exec")  # it refuses more than the parser
+        return ast.parse(source)
+    return None
+
+
 def bound_and_free(source: str) -> tuple[set[str], set[str]]:
     """(global names that Python source binds, those that it uses without), builtins among these."""
     bound: set[str] = set()
@@ -144,7 +152,7 @@ def modules_imported(tests: ast.Module) -> set[str | None]:
 
 # ------------------------------------------------------------------------ the program's objects
 
-# By their results an object would tell, by its own word, that it is what the tests expect.
+# If an object answered these itself, it could claim to be what the tests expect.
 TELLING = {
     "count", "difference", "endswith", "find", "index", "intersection", "isdisjoint", "issubset",
     "issuperset", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
@@ -153,8 +161,8 @@ TELLING = {
 }  # fmt: skip
 NEVER_TOLD = {"compare", "__contains__", "__dataclass_fields__"}
 NEVER_TOLD |= {f"__{name}__" for name in COMPARISONS}
-LOOKS = {*NUMBERS, "hash", "len", "getitem"}  # what an object must say alike at each look
-QUIET = {*COMPARISONS, *LOOKS, "contains", "data", "get", "iter"}  # nothing changes meanwhile
+LOOKS = {*NUMBERS, "hash", "len", "getitem"}  # what an object must answer alike each time
+QUIET = {*COMPARISONS, *LOOKS, "contains", "data", "get", "iter"}  # no list may change meanwhile
 SAYING = {"str", "repr", "format", "hash", "getitem", "iter", "len", "reversed"}
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
@@ -163,7 +171,7 @@ DATA: tuple[type, ...] = (
 )  # fmt: skip
 DATES = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
 ATTRIBUTES = {name for kind in (*DATA, *DATES, types.GeneratorType) for name in dir(kind)}
-ALONE = (  # what nothing else equals or is
+ALONE = (  # types whose values equal nothing of another type
     type(None), bool, type(...), type, types.ModuleType, types.FunctionType,
     types.BuiltinFunctionType,
 )  # fmt: skip
@@ -178,16 +186,18 @@ def not_telling(name: str) -> str:
 
 
 class Handle:
-    """An object of the program's, that is not plain data.
+    """An object of the program's that is not plain data.
 
-    Calls, attributes and operators are passed on to it. But data of the tests' never becomes data
-    by the program's word: with plain data an object is compared as the data that it derives from,
-    or not at all; and what an operator makes of it and plain data (`met`) must be an object again,
-    which is no data. Otherwise abs(f(1) - 2) < 1e-6 would tell the program what to return.
-    An object that derives from data is looked at as that data, here; if its class has redefined
-    how (`own`), not at all. Whether something is in another one, and the like, it is asked only if
-    it is `known` to be an object: because the tests change it, or take an attribute that no plain
-    data has. As long as it is not known or touched, it has to say the same at each look (`said`).
+    Calls, attributes and operators are passed on to it. But the program must not learn what the
+    tests expect, and its word alone must not make a test pass. Hence:
+    - With plain data, and when it is looked at, an object counts as the data that its class derives
+      from (`base`). If the class has redefined how it is looked at (`own`), such looks are refused.
+      If there is no such data, it equals no plain data.
+    - What an operator makes of it and plain data (`met`) must be an object again, which is no data.
+      Otherwise `abs(f(1) - 2) < 1e-6` would tell the program what to return.
+    - Whether something is in it, and the like, it is asked only once it is `known` to be an object:
+      the tests have changed it, or used an attribute that no plain data has. Until then it has to
+      give equal answers to equal questions (`said`).
     """
 
     __slots__ = (
@@ -286,7 +296,7 @@ self_of = object.__getattribute__
 def class_of(value: Any) -> Any:
     """The class of what is not quite plain data: one of the program's."""
     kind = self_of(value, "_peer_").ask("get", value, "__class__")
-    if type(kind) is type and issubclass(kind, (*DATA, *DATES, *ALONE[:3])):
+    if type(kind) is type and issubclass(kind, (*DATA, *DATES, type(None), type(...))):
         raise Refused("an object of the program's that says it is data")
     return kind
 
@@ -335,7 +345,7 @@ def forward(name: str) -> Callable[..., Any]:
 
 
 def counted(handle: Handle, items: Any) -> Any:
-    """The items of an object, as many as it says that it has."""
+    """The items of an object. Refused unless there are as many as its `len` says."""
     try:
         count = len(handle)
     except TypeError:
@@ -360,6 +370,8 @@ def operate(name: str, swapped: bool = False) -> Callable[..., Any]:
     def method(self: Handle, other: Any) -> Any:
         peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
         pair = (other, self) if swapped else (self, other)
+        if name[0] == "i" and base and base not in UNCHANGING and not own:  # changes it in place
+            return peer.ask(name, *pair)
         if isinstance(other, Handle):
             if base and self_of(other, "_base_") and name in COMPARISONS:
                 return getattr(operator, name)(*(as_base(each, name) for each in pair))
@@ -419,14 +431,10 @@ def know(value: Any) -> None:
 
 
 def be_strict(manager: Any) -> Any:
-    """A context manager, with whose block tests would be left out if it swallowed an exception."""
+    """Mark a context manager whose block has assertions: it may swallow no exception."""
     if type(manager) is Handle:
         object.__setattr__(manager, "_strict_", True)
     return manager
-
-
-def is_plain(value: Any) -> bool:
-    return type(value) in (str, int)
 
 
 class Names(dict[str, Any]):
@@ -443,9 +451,10 @@ class Names(dict[str, Any]):
 
 
 class Rewritten(ast.NodeTransformer):
-    """The tests as they run: `a is b` and type(a) ask for the program's objects, not for their
-    handles; what is changed by a statement as no plain data is, as in a.push(1) or a.x = 1, is
-    known to be one; and no context manager ends a block early that has assertions."""
+    """The tests as they run, with three changes. `a is b` and `type(a)` ask about the program's
+    objects, not their handles. An object that a statement changes as no plain data can be changed,
+    as in `a.push(1)` or `a.x = 1`, is marked as known. A context manager is marked if its block has
+    assertions."""
 
     def __init__(self, tests: ast.Module) -> None:
         defined = (n for n in ast.walk(tests) if isinstance(n, ast.FunctionDef))
@@ -561,7 +570,8 @@ class Tester(Peer):
 
     def alike(self, handle: Handle, look: tuple[Any, ...], value: Any) -> None:
         """See to it that an object says the same at each look."""
-        if self_of(handle, "_known_") or type(value) in HELD or not all(map(is_plain, look)):
+        plain = all(type(part) in (str, int) for part in look)
+        if self_of(handle, "_known_") or type(value) in HELD or not plain:
             return
         if self_of(handle, "_said_").setdefault(look, value) != value:
             raise Refused(f"{look[0]} of an object of the program's that is another at each look")
@@ -600,7 +610,7 @@ class Tester(Peer):
     # ------------------------------------------------------------------------------ tests in Python
 
     def find(self, name: str) -> Any:
-        """What the program calls `name` now."""
+        """What the program calls `name`. A function or class is asked for once."""
         if name in self.fixed:
             return self.fixed[name]
         value = self.ask("name", name)
@@ -642,7 +652,7 @@ class Tester(Peer):
             raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
         names = Names(own, wanted, self.find)
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
-        for name in names.wanted & names.keys():
+        for name in names.wanted & names.keys():  # what the tests mean as the program's comes first
             del names[name]
         tree = ast.fix_missing_locations(Rewritten(tree).visit(tree))
         exec(compile(tree, "tests.py", "exec", dont_inherit=True, optimize=0), names)

@@ -1,9 +1,9 @@
-"""Does a program pass its tests? For programs that nobody has read, written by a model that would
-rather be right than work.
+"""Does a program pass its tests? Nobody has read these programs, and the model that wrote them is
+rewarded if they pass; so they may cheat.
 
 Two fresh processes, neither of which can do anything but compute (`sandbox.py`): one holds the
-program, the other the tests. A test calls the program's functions through a pipe and gets plain
-data back, or handles of what is no data (`tester.py`). So the program never meets its tests: it
+program, the other the tests. A test calls the program's functions through a pipe and gets back
+plain data, or a handle of anything else (`tester.py`). So the program never meets its tests: it
 cannot read them, patch `assert`, return an object that equals everything, or report a success; and
 if it exits, the test that called it fails.
 """
@@ -18,14 +18,13 @@ import os
 import re
 import select
 import subprocess
-import symtable
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tester import bound_and_free, modules_imported, names_used
+from data.tester import bound_and_free, modules_imported, names_used, parsed
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 POLL = 0.2  # seconds between two looks at the clock
@@ -157,8 +156,8 @@ def extract_code(text: str, tests: str = "") -> str:
     """The program in an answer to a question with these tests.
 
     Of its fenced blocks in Python, this is the last that defines what the tests use, and the last
-    that defines what that one uses, and so on, in their order. Where the tests use no name, it
-    begins with the last block that reads standard input, else with the last that does anything.
+    that defines what that one uses, and so on, in their order. Where no block defines what they
+    use, it begins with the last that reads standard input; else with the last that does anything.
     """
     text = text[-MAX_ANSWER:].replace("\r\n", "\n")
     blocks = fenced_blocks(text)[-MAX_BLOCKS:]
@@ -185,7 +184,7 @@ def extract_code(text: str, tests: str = "") -> str:
         if not runs(programs[place][1]):
             return 0
         reads = {i for i in with_needed({place}) if READS_INPUT.search(programs[i][0])}
-        return 2 if place in reads else len(reads) > 0
+        return 3 if place in reads else 2 if reads else 1
 
     chosen = {defining[name] for name in tested_names(tests) & defining.keys()}
     if not chosen:
@@ -252,14 +251,6 @@ def unfenced(text: str) -> str:
         except (ValueError, RecursionError, MemoryError):
             break
     return text
-
-
-def parsed(code: str) -> ast.Module | None:
-    """The program as a tree, or None if it is not Python."""
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-        symtable.symtable(code, "program", "exec")  # it refuses more than the parser
-        return ast.parse(code)
-    return None
 
 
 def is_program(tree: ast.Module | None) -> bool:

@@ -481,6 +481,22 @@ def test_statements_may_bind_the_names_of_the_objects_that_they_change():
     assert run_tests(code, checks) == (True, "passed")
 
 
+def test_operators_that_change_an_object_in_place_change_the_programs():
+    code = (
+        "from collections import deque\nclass L(list): pass\nclass S(set): pass\n"
+        "class R(list):\n    def __ror__(self, other): return R(['right', other])\n"
+        "a, s = L([1]), S([1])\ndef empty(): return deque(maxlen=0)\n"
+        "def last(): return a[-1], len(s)"
+    )
+    checks = [
+        "from solution import a, s, R, last, empty",
+        "a += [5]\ns |= {2, 3}\nassert last() == (5, 3) and a == [1, 5] and s == {1, 2, 3}",
+        "assert type(a).__name__ == 'L' and empty().maxlen == 0",
+    ]
+    assert run_tests(code, checks) == (True, "passed")
+    assert "or" in run_tests(code, "from solution import R\nassert (3 | R()) == ['right', 3]")[1]
+
+
 def test_a_handle_has_only_the_methods_of_its_object():
     assert not {"__del__", "__get__", "__set__", "__next__", "__data__"} & vars(Handle).keys()
     tests = "a = A()\ntry:\n    next(a)\n    assert False\nexcept TypeError:\n    pass"
@@ -738,6 +754,7 @@ def test_the_program_in_an_answer_that_reads_standard_input():
     shown = "```python\ndef solve(n): return n + 1\nprint(solve(int(input())))\n```\n"
     shown += "For example:\n```python\nassert solve(1) == 2\nprint(solve(1))\n```"
     assert run_tests(extract_code(shown, case), case)[0]
+    assert extract_code("```\nprint(1)\n```\n```\ndef f(): pass\n```", case) == "print(1)\n"
     assert extract_code("Try:\n```\nbad\n```\nor\n```python\nx = 1\n```\nDone.") == "x = 1\n"
     assert extract_code("x = 1") == "x = 1"
 
