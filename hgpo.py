@@ -80,7 +80,7 @@ def group_advantages(rewards: Tensor, estimator: str) -> Tensor:
         mean_of_others = (rewards.sum(-1, keepdim=True) - rewards) / others
         advantages = rewards - mean_of_others  # Eq. 23
     elif estimator == "reinforce++":
-        advantages = rewards  # Eq. 22
+        advantages = rewards  # Eq. 22, but for groups of equal rewards, below
     else:
         raise InputError(f"unknown estimator {estimator!r}: {', '.join(ESTIMATORS)}")
     equal = rewards.amax(-1, keepdim=True) == rewards.amin(-1, keepdim=True)
@@ -184,7 +184,7 @@ def best_place(rewards: Tensor, lengths: Tensor) -> Tensor:
     """The place of the highest reward. Ties go to the shorter response, then to the first.
     (B, n) each -> (B,) int."""
     highest = rewards == rewards.amax(-1, keepdim=True)
-    # Eq. 18, 20: argmax; of negative rewards, Eq. 18's argmin
+    # Eq. 18, 20: argmax; called with negative rewards, Eq. 18's argmin
     return torch.where(highest, lengths.double(), math.inf).argmin(-1)
 
 

@@ -2,7 +2,7 @@
 
 HumanEval, MBPP and rows with tests in pytest's way give tests in Python. LiveCodeBench, APPS and
 sets of APPS' form (TACO, CodeContests' copies) give inputs and outputs, of the whole program or of
-one function; these are a JSON object of APPS' form. `verify_code.run_tests` runs both.
+one function; they become one JSON object of APPS' form. `verify_code.run_tests` runs both.
 """
 
 import ast
@@ -19,7 +19,7 @@ import zlib
 from typing import Any
 
 from data.cli import InputError
-from data.tester import modules_imported, names_used
+from data.tester import STANDARD, modules_imported, names_used, parsed
 
 MAX_CASES = 2**28  # bytes of a problem's compressed tests, unpacked
 
@@ -77,7 +77,7 @@ def code_prompt(row: dict[str, Any]) -> Any:
 def read_tests(row: dict[str, Any], where: str) -> str:
     """The tests of a row as one text, or "" if it has none.
 
-    Raises InputError for tests that cannot be read, or that every program would pass, or none.
+    Raises InputError for tests that cannot be read, that test nothing, or that no program can pass.
     """
     tests = row.get("tests") or row.get("test_list") or row.get("test")
     try:
@@ -107,14 +107,14 @@ def read_tests(row: dict[str, Any], where: str) -> str:
 
 
 def tests_in_python(text: str, entry_point: Any, prompt: Any, where: str) -> str:
-    """Asserts, HumanEval's `check`, or functions in pytest's way: the whole of them, called.
+    """Tests in Python as one text that runs them all: assertions, HumanEval's `check`, or test
+    functions in pytest's way.
 
     HumanEval's tests use what its prompt imports and defines, beside the program's function.
     """
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InputError(f"{where}: the tests are not Python") from None
+    tree = parsed(text)
+    if tree is None:
+        raise InputError(f"{where}: the tests are not Python")
     packages = {(name or "").partition(".")[0] for name in modules_imported(tree)}
     if unknown := packages - {*sys.stdlib_module_names, "solution", ""}:
         names = ", ".join(sorted(unknown))
@@ -130,32 +130,31 @@ def tests_in_python(text: str, entry_point: Any, prompt: Any, where: str) -> str
             if not named:
                 raise InputError(f"{where}: tests with check need the name of an entry_point")
             text += f"\ncheck({entry_point})"
-        return begun(prompt, entry_point) + text if named else text
-    if named and entry_point in vars(builtins):
+        return (setup_of(prompt, entry_point) + text) if named else text
+    if named and (entry_point in vars(builtins) or entry_point in STANDARD):
         text = f"from solution import {entry_point}\n{text}"  # not Python's own
     runs = (ast.Assert, ast.For, ast.While, ast.With, ast.Try)
-    called = (isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) for n in body)
-    if not tests and not any(isinstance(node, runs) for node in body) and not any(called):
+    calls = (isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) for n in body)
+    parts = (part for node in body if isinstance(node, ast.If) for part in ast.walk(node))
+    guarded = (isinstance(n, ast.Assert) or getattr(n, "id", None) in functions for n in parts)
+    if not (tests or any(isinstance(n, runs) for n in body) or any(calls) or any(guarded)):
         raise InputError(f"{where}: the tests test nothing")
     if not names_used(text):
         raise InputError(f"{where}: the tests use nothing of the program's")
     return text + "".join(f"\n{name}()" for name in tests)
 
 
-def begun(prompt: Any, entry_point: str) -> str:
+def setup_of(prompt: Any, entry_point: str) -> str:
     """What a prompt in Python imports and defines beside the function that it asks for."""
     kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    try:
-        tree = ast.parse(prompt)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return ""
-    others = (n for n in tree.body if getattr(n, "name", None) != entry_point)
+    tree = parsed(prompt) if isinstance(prompt, str) else None
+    others = (n for n in tree.body if getattr(n, "name", None) != entry_point) if tree else ()
     return "".join(f"{ast.unparse(node)}\n" for node in others if isinstance(node, kinds))
 
 
 def needs_pytest(node: ast.stmt) -> bool:
-    """Whether a statement of tests is a class of tests, or a test that has to be given something or
-    awaited."""
+    """Whether only pytest could run a statement of tests: a class of tests, or a test function that
+    is async or needs arguments."""
     if isinstance(node, ast.ClassDef):
         return any(getattr(part, "name", "").startswith("test") for part in node.body)
     if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -168,7 +167,7 @@ def needs_pytest(node: ast.stmt) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Whether a function can be called so."""
+    """Whether a value can be the name of a function."""
     return isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
 
 

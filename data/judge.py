@@ -146,7 +146,7 @@ def judge_all(
     """Judge responses, in order (Eq. 7): by rule where the query has a definite answer, several
     programs at a time; else by the reward model, or not at all if there is none.
 
-    The reward model sees only the answer, never reasoning or tags, so that it judges both modes
+    The reward model sees prompt and answer, never reasoning or tags, so that it judges both modes
     alike. A malformed or unfinished response gets 0 unseen.
     """
     judged = side_by_side(

@@ -190,8 +190,8 @@ def read_queries(
         prompt = row_prompt(row, where)
         reward_model = row.get("reward_model")
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-        named = [row.get("answer"), row.get("solution"), truth]
-        answer = next((given for given in named if given is not None), None)
+        candidates = [row.get("answer"), row.get("solution"), truth]
+        answer = next((given for given in candidates if given is not None), None)
         answers: list[Any] = answer if isinstance(answer, list) else [answer]
         tests = read_tests(row, where)
         if tests or answer is None:

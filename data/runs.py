@@ -65,7 +65,8 @@ TRAINING = Kind(
 )  # fmt: skip
 EVALUATION = Kind(
     "eval_settings.json", "unfinished-*.jsonl", (".deleted-*",),
-    ("eval.json", "responses.jsonl", "alpaca_eval.json", "evalplus.jsonl", "arena_hard.jsonl"),
+    ("eval.json", "responses.jsonl", "alpaca_eval.json", "evalplus.jsonl", "arena_hard.jsonl",
+     "livecodebench.json"),
     ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "export", "hacc_margin",
      "eval_domain", "eval_batch_size", "reward_batch_size", "offload_reward_model"),
 )  # fmt: skip

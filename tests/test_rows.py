@@ -174,6 +174,7 @@ def test_functions_as_pytest_calls_them_are_called(tmp_path):
         ({"tests": "import unittest\nif __name__ == '__main__':\n    main()"}, "test nothing"),
         ({"tests": "assert ("}, "not Python"),
         ({"tests": "(" * 10_000}, "not Python"),
+        ({"tests": "def g(a, a): pass\nassert f(1)"}, "not Python"),
         ({"tests": "import numpy as np\nassert np.allclose(f(1), 2)"}, "the tests import numpy"),
         ({"tests": "def test_f(tmp_path):\n    assert f(1)\nassert f(2)"}, "test_f can only"),
         ({"tests": "async def test_f():\n    assert f(1)\nassert f(2)"}, "test_f can only"),
@@ -186,6 +187,12 @@ def test_functions_as_pytest_calls_them_are_called(tmp_path):
 def test_tests_that_every_program_or_none_would_pass_are_refused(row, message, tmp_path):
     with pytest.raises(InputError, match=f":1: .*{message}"):
         read_queries(write_lines(tmp_path / "rows.jsonl", {"prompt": "q", **row}))
+
+
+def test_tests_under_a_guard_are_tests(tmp_path):
+    tests = "from solution import f\ndef run():\n    assert f(1)\nif __name__ == '__main__': run()"
+    (query,) = read_queries(write_lines(tmp_path / "rows.jsonl", {"prompt": "q", "test": tests}))
+    assert query.tests == tests
 
 
 def test_alpacas_text_is_not_its_prompt_but_its_input_belongs_to_it(tmp_path):
