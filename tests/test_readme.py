@@ -59,9 +59,10 @@ def test_every_equation_stands_at_its_line():
 def test_every_option_in_the_readme_is_a_setting():
     classes = (sample.SampleSettings, lhrm.HFTSettings, lhrm.EvalSettings, PrepareSettings)
     classes += tuple(settings for settings, _ in hgpo.METHODS.values())
-    classes += (classify.TrainSettings, classify.EvaluateSettings)
+    classes += (classify.TrainSettings, classify.EvaluateSettings, classify.PredictSettings)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
     others = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help", "local"}
+    others |= {"reasoning"}  # vLLM's --reasoning-parser
     for text in (README, REFERENCE):
         assert set(re.findall(r"--(\w+)", text)) <= known | others
 
