@@ -152,12 +152,17 @@ def modules_imported(tests: ast.Module) -> set[str | None]:
 
 # ------------------------------------------------------------------------ the program's objects
 
+REMOVING = {  # methods that take something out of data
+    "remove", "discard", "pop", "popitem", "popleft", "clear", "difference_update",
+    "intersection_update", "symmetric_difference_update",
+}  # fmt: skip
 # If an object answered these itself, it could claim to be what the tests expect.
 TELLING = {
-    "count", "difference", "endswith", "find", "index", "intersection", "isdisjoint", "issubset",
-    "issuperset", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
-    "rindex", "rpartition", "rsplit", "rstrip", "split", "startswith", "strip",
-    "symmetric_difference", "union",
+    "count", "difference", "difference_update", "discard", "endswith", "find", "index",
+    "intersection", "intersection_update", "isdisjoint", "issubset", "issuperset", "lstrip",
+    "partition", "remove", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+    "rpartition", "rsplit", "rstrip", "split", "startswith", "strip", "symmetric_difference",
+    "symmetric_difference_update", "union",
 }  # fmt: skip
 NEVER_TOLD = {"compare", "__contains__", "__dataclass_fields__"}
 NEVER_TOLD |= {f"__{name}__" for name in COMPARISONS}
@@ -213,6 +218,12 @@ class Handle:
             return self_of(self, name)
         if name in NEVER_TOLD or (name in ATTRIBUTES and self_of(self, "_met_")):
             refuse(name)
+        if base and name in REMOVING:
+            how = operator.methodcaller
+            return lambda *given: checked_change(
+                self, lambda data, *_: how(name, *given)(data),
+                lambda: peer.ask("get", self, name)(*given),
+            )  # fmt: skip
         if base and name in dir(base) and name not in CHANGING:
             return refuse(name) if own else getattr(data_of(self), name)
         if name not in ATTRIBUTES and not base:
@@ -313,6 +324,24 @@ def data_of(handle: Handle) -> Any:
     return data
 
 
+def checked_change(
+    handle: Handle, change: Callable[..., Any], asked: Callable[[], Any], *given: Any
+) -> Any:
+    """What a change of an object that derives from data returns, once it is seen here that this is
+    what it does to such data. By its own word, an object might lose whatever the tests take out."""
+    data = data_of(handle)
+    try:
+        wanted = change(data, *given)
+    except Exception as error:
+        asked()
+        raise Refused("an object of the program's that does not fail as data would") from error
+    value = asked()
+    in_place = wanted is data
+    if data_of(handle) != data or (not in_place and value != wanted):
+        raise Refused("an object of the program's that changes otherwise than data would")
+    return handle if in_place else value
+
+
 def as_base(handle: Handle, name: str) -> Any:
     """The data as which an object is looked at by `name`."""
     return refuse(name) if self_of(handle, "_own_") else data_of(handle)
@@ -370,8 +399,10 @@ def operate(name: str, swapped: bool = False) -> Callable[..., Any]:
     def method(self: Handle, other: Any) -> Any:
         peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
         pair = (other, self) if swapped else (self, other)
-        if name[0] == "i" and base and base not in UNCHANGING and not own:  # changes it in place
-            return peer.ask(name, *pair)
+        if name[0] == "i" and base and base not in UNCHANGING and not own:
+            return checked_change(
+                self, getattr(operator, name), lambda: peer.ask(name, *pair), other
+            )
         if isinstance(other, Handle):
             if base and self_of(other, "_base_") and name in COMPARISONS:
                 return getattr(operator, name)(*(as_base(each, name) for each in pair))

@@ -440,6 +440,15 @@ NATURAL = {
         "def safe(f):\n    def g(*a):\n        try: return f(*a)\n        except: pass\n"
         "    return g\ndef f(x): return 0",
         ["@safe\ndef g(x):\n    assert f(x) == 3\ng(2)"]),
+    "losing whatever is taken out": (
+        "class L(list):\n    def remove(self, x): pass\nclass S(set):\n"
+        "    def __isub__(self, o): return self\n    def difference_update(self, o): pass\n"
+        "class X:\n    def remove(self, x): pass\n    def __bool__(self): return False\n"
+        "def f(x): return L()\ndef g(x): return S()\ndef h(x): return X()",
+        ["r = f(1)\nfor x in [1, 2]: r.remove(x)\nassert not r",
+         "r = g(1)\nr -= {1, 2}\nassert not r",
+         "r = g(1)\nr.difference_update({1})\nassert not r and r.isdisjoint({1})",
+         "r = h(1)\nr.remove(1)\nassert not r"]),
     "a guard of the tests": ("def f(x): return 0",
         ["from solution import f\nif __name__ == '__main__':\n    assert f(1) == 2"]),
     "lists that a look at their items empties": (HOOKED + "class P:\n"
