@@ -283,7 +283,7 @@ REPLACED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # in this 
     (r"(\.\d{0,20}?)((\d)\3\3+|(\d{2,12})\4+)\s*\\dots", r"\1\2\\overline{\3\4}"),
     (r"(?<![\d,])(\d*)\.(\d*)\\overline\{(\d+)\}(?!\d)", lambda found: repeating(*found.groups())),
     (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)", r"\\degree "),
-    (r"^\s*(?:[Oo]ption|[Cc]hoice)\s+(?=\(?[A-Z]\b)|^\s*[=:]+", ""),
+    (r"^\s*(?:[Oo]ption|[Cc]hoice)\s+(?=\(?[A-Z]\b)|^\s*[=:]+(?!\s*[A-Za-z]{2})", ""),
 ]  # fmt: skip
 
 

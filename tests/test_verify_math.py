@@ -249,6 +249,7 @@ E ¦ (E) none of these ¦ e
 PQ ¦ QP ¦ pq ¦ Pq ¦ P+Q
 ABCD ¦ BADC ¦ DCBA ¦ \text{BACD}
 no ¦ on ¦ \text{on} ¦ oN
+good morning ¦ =good morning
 was ¦ saw
 xy ¦ Xy ¦ xY ¦ x ¦ xyy ¦ x,y
 abc ¦ ABC ¦ abd
