@@ -385,6 +385,7 @@ class EvalSettings(EvalOptions):
     dataset_name: str = setting("runs/lab/data/test.jsonl", "files of queries, with commas between")
     since: str | None = setting(None, "first contest_date of LiveCodeBench's, such as 2024-08-01")
     until: str | None = setting(None, "last contest_date, included")
+    limit: int | None = setting(None, "only the first rows of each file, so many", None, 1)
     modes: str = setting(
         "think,no_think,auto", "setups, with commas between: the mode is forced (think, no_think), "
         "the model chooses (auto), a classifier does (router). H_acc needs both forced modes",
@@ -495,7 +496,7 @@ def without_texts(responses: dict[str, list[Judged]]) -> dict[str, list[Judged]]
 def run_eval(settings: EvalSettings) -> None:
     """The `eval` command."""
     runtime = start(settings.bf16)
-    queries = read_queries(settings.dataset_name, settings.since, settings.until)
+    queries = read_queries(settings.dataset_name, settings.since, settings.until, settings.limit)
     check_domain(queries, settings.eval_domain)
     check_verifiers(settings.verifier, queries)
     asked = settings.modes.split(",")

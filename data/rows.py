@@ -166,11 +166,15 @@ def final_answer(text: str) -> str:
 
 
 def read_queries(
-    path: str | Path, since: str | None = None, until: str | None = None
+    path: str | Path,
+    since: str | None = None,
+    until: str | None = None,
+    limit: int | None = None,
 ) -> list[Query]:
     """Read queries for RL or evaluation from a file, or from several with commas between.
 
     since, until: the first and the last `contest_date`, such as 2024-08-01, of those to read.
+    limit: how many rows of each file are read, from its beginning; None: all.
 
     A row has `prompt` and `answer`, a text or a list; or `prompt` and `tests`, Python code or a
     list of its parts; or only `prompt`, for a reward model to judge. Published sets' own names are
@@ -182,7 +186,8 @@ def read_queries(
     first = day_of(since or "0001-01-01", "--since")
     last = day_of(until or "9999-12-31", "--until")
     queries = []
-    for where, row in itertools.chain.from_iterable(map(read_rows, split_paths(path))):
+    files = (itertools.islice(read_rows(file), limit) for file in split_paths(path))
+    for where, row in itertools.chain.from_iterable(files):
         if (since or until) and not (
             first <= day_of(row.get("contest_date"), f"{where}: contest_date") <= last
         ):

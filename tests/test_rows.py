@@ -122,6 +122,15 @@ def test_several_files_are_one_set_of_queries_each_a_domain(tmp_path):
     assert [query.domain for query in queries] == ["amc23", "aime24"]
 
 
+def test_a_limit_is_of_the_rows_of_each_file(tmp_path):
+    for name in "ab":
+        rows = [{"prompt": f"{name}{i}", "answer": "2"} for i in range(3)]
+        write_lines(tmp_path / f"{name}.jsonl", *rows)
+    paths = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
+    asked = [query.prompt[0]["content"] for query in read_queries(paths, limit=2)]
+    assert asked == ["a0", "a1", "b0", "b1"] and len(read_queries(paths, limit=9)) == 6
+
+
 def test_published_rows_of_benchmarks_are_read_as_they_are(tmp_path):
     check = "def check(candidate):\n    assert candidate(1) == 2"
     path = write_lines(
