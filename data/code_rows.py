@@ -115,10 +115,14 @@ def tests_in_python(text: str, entry_point: Any, prompt: Any, where: str) -> str
     tree = parsed(text)
     if tree is None:
         raise InputError(f"{where}: the tests are not Python")
+    try:
+        names = names_used(text)
+    except RecursionError:
+        raise InputError(f"{where}: the tests are nested too deeply") from None
     packages = {(name or "").partition(".")[0] for name in modules_imported(tree)}
     if unknown := packages - {*sys.stdlib_module_names, "solution", ""}:
-        names = ", ".join(sorted(unknown))
-        raise InputError(f"{where}: the tests import {names}, not in the standard library")
+        what = ", ".join(sorted(unknown))
+        raise InputError(f"{where}: the tests import {what}, not in the standard library")
     body = tree.body
     if unfit := [getattr(node, "name", "") for node in body if needs_pytest(node)]:
         raise InputError(f"{where}: the tests' {unfit[0]} can only be run by pytest")
@@ -139,7 +143,7 @@ def tests_in_python(text: str, entry_point: Any, prompt: Any, where: str) -> str
     guarded = (isinstance(n, ast.Assert) or getattr(n, "id", None) in functions for n in parts)
     if not (tests or any(isinstance(n, runs) for n in body) or any(calls) or any(guarded)):
         raise InputError(f"{where}: the tests test nothing")
-    if not names_used(text):
+    if not names:
         raise InputError(f"{where}: the tests use nothing of the program's")
     return text + "".join(f"\n{name}()" for name in tests)
 

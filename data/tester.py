@@ -10,6 +10,7 @@ import ast
 import builtins
 import collections
 import contextlib
+import copy
 import datetime
 import decimal
 import fractions
@@ -24,7 +25,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
-from data.pipe import FILLED, HELD, VIEWS, Peer, Refused, number_of
+from data.pipe import FILLED, HELD, PLAIN, VIEWS, ErrorType, Peer, Refused, number_of
 from data.program import (
     BASES,
     CHANGING,
@@ -102,7 +103,9 @@ def bound_and_free(source: str) -> tuple[set[str], set[str]]:
     bound: set[str] = set()
     used: set[str] = set()
 
-    def look(table: symtable.SymbolTable) -> None:
+    tables = [symtable.symtable(source, "source", "exec")]
+    while tables:
+        table = tables.pop()
         at_top = table.get_type() == "module"
         for symbol in table.get_symbols():
             binds = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
@@ -110,10 +113,7 @@ def bound_and_free(source: str) -> tuple[set[str], set[str]]:
                 bound.add(symbol.get_name())
             if symbol.is_referenced() and (at_top or symbol.is_global()):
                 used.add(symbol.get_name())
-        for child in table.get_children():
-            look(child)
-
-    look(symtable.symtable(source, "source", "exec"))
+        tables += table.get_children()
     return bound, used - bound
 
 
@@ -164,10 +164,24 @@ TELLING = {
     "rpartition", "rsplit", "rstrip", "split", "startswith", "strip", "symmetric_difference",
     "symmetric_difference_update", "union",
 }  # fmt: skip
+TELLING |= {name for kind in (str, float) for name in dir(kind) if name.startswith("is")}
+TELLING |= {"items", "keys", "values"}  # they may be fewer than its length says
 NEVER_TOLD = {"compare", "__contains__", "__dataclass_fields__"}
 NEVER_TOLD |= {f"__{name}__" for name in COMPARISONS}
 LOOKS = {*NUMBERS, "hash", "len", "getitem"}  # what an object must answer alike each time
-QUIET = {*COMPARISONS, *LOOKS, "contains", "data", "get", "iter"}  # no list may change meanwhile
+# While these are asked, no list may change.
+QUIET = {
+    *COMPARISONS,
+    *LOOKS,
+    "contains",
+    "data",
+    "get",
+    "iter",
+    "reversed",
+    "str",
+    "repr",
+    "format",
+}
 SAYING = {"str", "repr", "format", "hash", "getitem", "iter", "len", "reversed"}
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
@@ -207,7 +221,6 @@ class Handle:
 
     __slots__ = (
         "_held_", "_peer_", "_base_", "_own_", "_met_", "_fixed_", "_known_", "_data_", "_said_",
-        "_strict_",
     )  # fmt: skip
 
     def __getattribute__(self, name: str) -> Any:
@@ -226,12 +239,13 @@ class Handle:
             )  # fmt: skip
         if base and name in dir(base) and name not in CHANGING:
             return refuse(name) if own else getattr(data_of(self), name)
-        if name not in ATTRIBUTES and not base:
-            object.__setattr__(self, "_known_", True)
-        elif name in TELLING and not self_of(self, "_known_"):
+        if name in TELLING and not base and not self_of(self, "_known_"):
             refuse(name)
         self_of(self, "_said_").clear()
-        return peer.ask("get", self, name)
+        value = peer.ask("get", self, name)
+        if name not in ATTRIBUTES and not base:
+            object.__setattr__(self, "_known_", True)
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         self_of(self, "_peer_").ask("set", self, name, value)
@@ -283,6 +297,12 @@ class Stream(Handle):
         return super().__getattribute__(name)
 
     def __iter__(self) -> Iterator[Any]:
+        if self_of(self, "_own_") or self_of(self, "_met_"):
+            return self
+        again = self_of(self, "_peer_").ask("iter", self)
+        if number_of(again) != self_of(self, "_held_"):
+            return again
+        object.__setattr__(self, "_items_", (self_of(self, "_items_")[0], None))  # it may go on
         return self
 
     def __next__(self) -> Any:
@@ -321,6 +341,9 @@ def data_of(handle: Handle) -> Any:
         data = self_of(handle, "_peer_").ask("data", handle, base)
     if type(data) is not base:
         raise Refused("rubbish instead of data")
+    if self_of(handle, "_said_").setdefault("data", data) != data:
+        raise Refused("an object of the program's that is another at each look")
+    self_of(handle, "_said_")["data"] = copy.copy(data)
     return data
 
 
@@ -336,6 +359,7 @@ def checked_change(
         asked()
         raise Refused("an object of the program's that does not fail as data would") from error
     value = asked()
+    self_of(handle, "_said_").clear()
     in_place = wanted is data
     if data_of(handle) != data or (not in_place and value != wanted):
         raise Refused("an object of the program's that changes otherwise than data would")
@@ -358,14 +382,20 @@ def forward(name: str) -> Callable[..., Any]:
             data = as_base(self, name)
             if name != "getitem" or not isinstance(data, dict) or arguments[0] in data:
                 return {**NUMBERS, **METHODS}[name](data, *arguments)
+        if name == "len" and type(self) is Stream:
+            raise TypeError("an iterator of the program's has no length")
+        if name == "subclasscheck" and type(arguments[0]) is type:
+            refuse(name)  # otherwise suppress(Bad) would ask it what it wants suppressed
         value = self_of(self, "_peer_").ask(name, self, *arguments)
         if name in LOOKS:
             self_of(self, "_peer_").alike(self, (name, *arguments), value)
-        if name == "iter" and not base and not self_of(self, "_known_"):
+        if name in ("iter", "reversed") and not base and not self_of(self, "_known_"):
             return counted(self, value)
         if name == "exit":
             value = bool(value)  # asked once
-            failures = (BaseException if self_of(self, "_strict_") else AssertionError, Refused)
+            failures = (
+                BaseException if self_of(self, "_peer_").strict else (AssertionError, Refused)
+            )
             if value and arguments[0] and issubclass(arguments[0], failures):
                 raise Refused("an object of the program's that swallows a failure of the tests")
         return meet(value, name) if met and name in ("neg", "pos", "invert") else value
@@ -378,6 +408,8 @@ def counted(handle: Handle, items: Any) -> Any:
     try:
         count = len(handle)
     except TypeError:
+        if ("len",) in self_of(handle, "_said_"):
+            raise Refused("an object of the program's that has a length only at times") from None
         return items
     found = list(itertools.islice(items, count + 1))
     if len(found) != count:
@@ -461,13 +493,6 @@ def know(value: Any) -> None:
         object.__setattr__(value, "_known_", True)
 
 
-def be_strict(manager: Any) -> Any:
-    """Mark a context manager whose block has assertions: it may swallow no exception."""
-    if type(manager) is Handle:
-        object.__setattr__(manager, "_strict_", True)
-    return manager
-
-
 class Names(dict[str, Any]):
     """The tests' global names: their own, and as they use them, the program's."""
 
@@ -484,21 +509,26 @@ class Names(dict[str, Any]):
 class Rewritten(ast.NodeTransformer):
     """The tests as they run, with three changes. `a is b` and `type(a)` ask about the program's
     objects, not their handles. An object that a statement changes as no plain data can be changed,
-    as in `a.push(1)` or `a.x = 1`, is marked as known. A context manager is marked if its block has
-    assertions."""
+    as in `a.push(1)` or `a.x = 1`, is marked as known. If a `with` block has assertions (`strict`),
+    no context manager may swallow an exception."""
 
     def __init__(self, tests: ast.Module) -> None:
         defined = (n for n in ast.walk(tests) if isinstance(n, ast.FunctionDef))
         self.functions = {function.name for function in defined}
+        self.strict = False
 
     def visit_With(self, node: ast.With) -> Any:
         self.generic_visit(node)
         inside = [part for line in node.body for part in ast.walk(line)]
         called = {part.id for part in inside if isinstance(part, ast.Name)}
         if called & self.functions or any(isinstance(part, ast.Assert) for part in inside):
-            for item in node.items:
-                strict = ast.Name("__strict__", ast.Load())
-                item.context_expr = ast.Call(strict, [item.context_expr], [])
+            self.strict = True
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if node.attr == "__class__" and isinstance(node.ctx, ast.Load):
+            return ast.Call(ast.Name("__type__", ast.Load()), [node.value], [])
         return node
 
     def visit_Expr(self, node: ast.Expr) -> Any:
@@ -539,8 +569,9 @@ class Rewritten(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if isinstance(node.func, ast.Name) and node.func.id == "type" and len(node.args) == 1:
-            node.func.id = "__type__"
+        asked = {"type": 1, "callable": 1, "isinstance": 2}
+        if isinstance(node.func, ast.Name) and asked.get(node.func.id) == len(node.args):
+            node.func.id = f"__{node.func.id}__"
         return node
 
 
@@ -558,6 +589,7 @@ class Tester(Peer):
         super().__init__(reads, writes)
         self.fixed: dict[str, Handle] = {}  # functions and classes of the program's, by name
         self.met = False  # whether anything came from the program
+        self.strict = False  # whether no context manager of the program's may swallow an exception
         self.comparing = False  # whether it is asked for what must change nothing
         self.failure: AssertionError | None = None  # of a function that the program has called
 
@@ -601,10 +633,12 @@ class Tester(Peer):
 
     def alike(self, handle: Handle, look: tuple[Any, ...], value: Any) -> None:
         """See to it that an object says the same at each look."""
-        plain = all(type(part) in (str, int) for part in look)
+        parts = itertools.chain(*(part if type(part) is tuple else [part] for part in look))
+        plain = all(type(part) in (*PLAIN, slice) for part in parts)
         if self_of(handle, "_known_") or type(value) in HELD or not plain:
             return
-        if self_of(handle, "_said_").setdefault(look, value) != value:
+        key = look if len(look) == 1 else repr(look)
+        if self_of(handle, "_said_").setdefault(key, value) != value:
             raise Refused(f"{look[0]} of an object of the program's that is another at each look")
 
     def encode_other(self, value: Any) -> Any:
@@ -625,7 +659,7 @@ class Tester(Peer):
         kinds = {each.__name__: each for each in BASES}
         fields = {
             "held": number, "peer": self, "base": kinds.get(base), "own": own, "fixed": fixed,
-            "data": self.decode(data), "met": False, "known": False, "said": {}, "strict": False,
+            "data": self.decode(data), "met": False, "known": False, "said": {},
         }  # fmt: skip
         if kind == "iterator":
             fields |= {"items": ((), None), "taken": 0}
@@ -672,12 +706,31 @@ class Tester(Peer):
         """type(value), also of the program's objects."""
         return class_of(value) if type(value) in HELD else type(value)
 
+    def is_instance(self, value: Any, kinds: Any) -> bool:
+        """isinstance(value, kinds), where that can be told."""
+        for kind in kinds if type(kinds) is tuple else (kinds,):
+            of_library = isinstance(kind, type) and kind.__module__ != "builtins"
+            foreign = type(kind) is not ErrorType and type(kind) not in HELD and of_library
+            if foreign and type(value) in HELD and type(value) is not Stream:
+                raise Refused("whether an object of the program's is of a library's class")
+        return isinstance(value, kinds)
+
+    def is_callable(self, value: Any) -> bool:
+        """callable(value), also of the program's objects."""
+        if type(value) not in HELD:
+            return callable(value)
+        try:
+            self.ask("get", value, "__call__")
+        except AttributeError:
+            return False
+        return True
+
     def run(self, source: str) -> None:
         """Run tests in Python. Raises what they raise."""
         solution = type("Solution", (), {"__getattr__": lambda _, name: self.find(name)})()
         own = {"__name__": "__main__", "__is__": self.is_same, "__type__": self.type_of}
-        own |= {"id": self.id_of, "__known__": know, "__strict__": be_strict}
-        own |= {"__solution__": solution, **STANDARD}
+        own |= {"id": self.id_of, "__known__": know, "__isinstance__": self.is_instance}
+        own |= {"__callable__": self.is_callable, "__solution__": solution, **STANDARD}
         tree, wanted, _ = parse_tests(source)
         if UNTOLD & modules_imported(tree):
             raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
@@ -685,7 +738,9 @@ class Tester(Peer):
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
         for name in names.wanted & names.keys():  # what the tests mean as the program's comes first
             del names[name]
-        tree = ast.fix_missing_locations(Rewritten(tree).visit(tree))
+        rewritten = Rewritten(tree)
+        tree = ast.fix_missing_locations(rewritten.visit(tree))
+        self.strict = rewritten.strict
         exec(compile(tree, "tests.py", "exec", dont_inherit=True, optimize=0), names)
         if self.failure:
             raise Refused("an assertion failed in a function that the program calls")

@@ -184,6 +184,7 @@ def test_functions_as_pytest_calls_them_are_called(tmp_path):
         ({"tests": "assert ("}, "not Python"),
         ({"tests": "(" * 10_000}, "not Python"),
         ({"tests": "def g(a, a): pass\nassert f(1)"}, "not Python"),
+        ({"tests": f"assert f(1) == {'+'.join('1' * 2000)}"}, "nested too deeply|not Python"),
         ({"tests": "import numpy as np\nassert np.allclose(f(1), 2)"}, "the tests import numpy"),
         ({"tests": "def test_f(tmp_path):\n    assert f(1)\nassert f(2)"}, "test_f can only"),
         ({"tests": "async def test_f():\n    assert f(1)\nassert f(2)"}, "test_f can only"),

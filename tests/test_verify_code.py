@@ -440,6 +440,43 @@ NATURAL = {
         "def safe(f):\n    def g(*a):\n        try: return f(*a)\n        except: pass\n"
         "    return g\ndef f(x): return 0",
         ["@safe\ndef g(x):\n    assert f(x) == 3\ng(2)"]),
+    "data that is another at each look": (
+        "class M(type):\n    def __getattr__(c, name):\n"
+        "        if name == '__next__' and LIST: LIST.pop().clear()\n"
+        "        raise AttributeError(name)\nclass I(metaclass=M): pass\nclass L(list): pass\n"
+        "LIST = []\ndef f(x):\n    l = L([0] * 2 + [I()])\n    LIST.append(l)\n    return l",
+        ["r = f(1)\nassert len(r) == 3\nfor a, b in zip(r, [2, 3, 4]): assert a == b"]),
+    "data that is another when it is asked for again": (
+        HOOKED + "def data(value, base):\n    value.n = getattr(value, 'n', 0) + 1\n"
+        "    return base(value) if value.n % 2 else base()\noperations['data'] = data\n"
+        "class S(set): pass\ndef f(x): return S(range(99))",
+        ["r = f(1)\nassert {2, 3} <= set(r)\nassert set(r) <= {2, 3}",
+         "r = f(1)\nassert len(r) == 99\nassert not r - {2, 3}"]),
+    "an attribute that it does not have": ("class X:\n    def __contains__(s, x): return True\n"
+        "    def __len__(s): return 3\n    def __iter__(s): return iter(())\n"
+        "    def count(s, x): return 1\n    def items(s): return []\n    keys = values = items\n"
+        "    def isupper(s): return True\ndef f(x): return X()",
+        ["r = f(1)\nif hasattr(r, 'tolist'): r = r.tolist()\nassert 2 in r",
+         "r = f(1)\nassert getattr(r, 'error', None) is None\nassert r.count(2) == 1",
+         "r = f(1)\nassert len(r) == 3\nfor k, v in r.items(): assert v == 1",
+         "assert f(1).isupper()"]),
+    "a length at times": ("class X:\n    n = 0\n    def __len__(self):\n        self.n += 1\n"
+        "        if self.n > 1: raise TypeError\n        return 3\n"
+        "    def __iter__(self): return iter(())\n    __reversed__ = __iter__\nclass Y:\n"
+        "    def __len__(self): return 3\n    def __iter__(self): return self\n"
+        "    def __next__(self): raise StopIteration\ndef f(x): return X()\ndef g(x): return Y()",
+        ["r = f(1)\nassert len(r) == 3\nfor a, b in zip(r, [1, 2, 3]): assert a == b",
+         "r = f(1)\nassert len(r) == 3\nfor a, b in zip(reversed(r), [1, 2, 3]): assert a == b",
+         "r = g(1)\nassert len(r) == 3\nfor a, b in zip(r, [1, 2, 3]): assert a == b"]),
+    "saying what it suppresses": ("class M(type):\n"
+        "    def __subclasscheck__(c, o): return True\nclass Bad(metaclass=M): pass\n"
+        "def f(x): return 0\nclass W:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, *a): return True\n    def __iter__(self): return self\n"
+        "    def __next__(self): return 1",
+        ["import contextlib\nwith contextlib.suppress(Bad):\n    f(1)\n    assert False",
+         "with W() as m:\n    m.put(1)\n    assert m.get() == 1",
+         "import contextlib\nwith contextlib.ExitStack() as s:\n    m = s.enter_context(W())\n"
+         "    m.put(1)\n    assert m.get() == 1"]),
     "losing whatever is taken out": (
         "class L(list):\n    def remove(self, x): pass\nclass S(set):\n"
         "    def __isub__(self, o): return self\n    def difference_update(self, o): pass\n"
@@ -504,6 +541,24 @@ def test_operators_that_change_an_object_in_place_change_the_programs():
     ]
     assert run_tests(code, checks) == (True, "passed")
     assert "or" in run_tests(code, "from solution import R\nassert (3 | R()) == ['right', 3]")[1]
+
+
+def test_an_iterator_may_begin_again_and_classes_are_the_programs_own():
+    code = (
+        "class Down:\n    def __init__(self, start): self.start = start\n"
+        "    def __iter__(self):\n        self.n = self.start\n        return self\n"
+        "    def __next__(self):\n        if not self.n: raise StopIteration\n"
+        "        self.n -= 1\n        return self.n + 1\n"
+        "class S(list): pass\ndef f(): return S(), object()"
+    )
+    checks = [
+        "d = Down(3)\nassert list(d) == [3, 2, 1] and list(d) == [3, 2, 1] and max(d) == 3",
+        "assert S().__class__.__name__ == 'S' and d.__class__ is Down and callable(Down)",
+        "assert isinstance(f()[0], list) and not callable(f()[1])",
+    ]
+    assert run_tests(code, checks) == (True, "passed")
+    refused = run_tests(code, "import uuid\nassert not isinstance(f()[1], uuid.UUID)")[1]
+    assert refused == "whether an object of the program's is of a library's class"
 
 
 def test_a_handle_has_only_the_methods_of_its_object():
@@ -772,6 +827,7 @@ def test_hostile_answers_delay_nothing():
     blocks = "".join(f"```python\ndef f{i}(): f{i + 1}()\n```\n" for i in range(10**4))
     for piece in (
         blocks,
+        "```python\nx = " + "lambda: " * 990 + "0\n```\n",
         "```\na = b(); 0()\n```\n",
         "```",
         "```\n",
