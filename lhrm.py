@@ -385,7 +385,7 @@ class EvalSettings(EvalOptions):
     dataset_name: str = setting("runs/lab/data/test.jsonl", "files of queries, with commas between")
     since: str | None = setting(None, "first contest_date of LiveCodeBench's, such as 2024-08-01")
     until: str | None = setting(None, "last contest_date, included")
-    limit: int | None = setting(None, "only the first rows of each file, so many", None, 1)
+    limit: int | None = setting(None, "only the first LIMIT rows of each file", None, 1, 2**31 - 1)
     modes: str = setting(
         "think,no_think,auto", "setups, with commas between: the mode is forced (think, no_think), "
         "the model chooses (auto), a classifier does (router). H_acc needs both forced modes",
