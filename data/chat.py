@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from tokenizers.decoders import DecodeStream
 
 from data.cli import InputError
-from data.rows import prompt_of, read_rows, row_prompt
+from data.rows import JSON_LINES, prompt_of, read_rows, row_prompt
 from data.tokenizer import Messages, Tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Messages] | None:
     """What is to be answered, or None for a chat. A file has a prompt on each line, or, if its name
     ends in .jsonl or .jsonl.gz, rows with prompts."""
-    if prompt_file is not None and re.search(r"\.jsonl(\.gz)?$", prompt_file):
+    if prompt_file is not None and JSON_LINES.search(prompt_file):
         return [prompt_of(row) for where, row in read_rows(prompt_file) if row_prompt(row, where)]
     if prompt_file is not None:
         try:

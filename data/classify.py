@@ -173,6 +173,7 @@ def route(queries: Sequence[Query], folder: str | None) -> list[str]:
 
 
 def mode_for(complexity: float) -> str:
+    """The mode that the router chooses for a query of this complexity."""
     return MODES[THINK if complexity >= THRESHOLD else NO_THINK]
 
 

@@ -21,6 +21,9 @@ from typing import Any
 from data.cli import InputError
 from data.tester import STANDARD, modules_imported, names_used, parsed
 
+UNREADABLE = (  # what hostile or damaged tests by input and output end in
+    ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, zlib.error,
+)  # fmt: skip
 MAX_CASES = 2**28  # bytes of a problem's compressed tests, unpacked
 
 # ------------------------------------------------------------------------------------------ prompts
@@ -86,15 +89,7 @@ def read_tests(row: dict[str, Any], where: str) -> str:
             return as_cases(json.loads(cases) if isinstance(cases, str) else cases)
         if "public_test_cases" in row or "private_test_cases" in row:
             return live_code_bench(row)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        zlib.error,
-        MemoryError,
-    ) as error:
+    except UNREADABLE as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise InputError(f"{where}: tests by input and output: {why}") from None
     if not tests:

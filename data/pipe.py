@@ -224,9 +224,7 @@ class Peer:
         if isinstance(value, BaseException):
             own = None if id(kind) in BUILTINS else self.keep(value)
             fields = {} if kind.__module__ == "program" else vars(value)
-            parts = (
-                list(value.args), value.__cause__, value.__context__, list(fields.items())
-            )  # fmt: skip
+            parts = [[*value.args], value.__cause__, value.__context__, [*fields.items()]]
             return ["exception", self.encode(kind), own, *map(self.encode, parts)]
         if kind is type and issubclass(value, BaseException):
             bases = [self.encode(base) for base in value.__bases__]
@@ -370,14 +368,12 @@ class Peer:
             self.turn.release()
             try:
                 value, raised = self.perform(message["operation"], *arguments, **options), False
-            except Refused as error:
-                value, raised = error, True
             except BaseException as error:
                 value, raised = error.with_traceback(None), True
             finally:
                 self.turn.acquire()
                 self.turn.wait_for(lambda: self.waiting == waiting)
-            if isinstance(value, Refused) and raised:
+            if raised and isinstance(value, Refused):
                 self.send({"failed": str(value)[:300]})
                 raise value
             del arguments, options

@@ -67,11 +67,15 @@ OTHERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 UNCHANGING: tuple[type, ...] = (int, float, str, bytes, tuple, frozenset)
 BASES = (*UNCHANGING, list, dict, set, bytearray, collections.deque)
-# Methods that change data. All others, and the special ones of SPECIAL, only look at it.
-CHANGING = {
-    "append", "appendleft", "extend", "extendleft", "insert", "remove", "pop", "popleft", "popitem",
-    "clear", "sort", "reverse", "rotate", "add", "discard", "update", "setdefault",
-    "intersection_update", "difference_update", "symmetric_difference_update",
+# Methods that take something out of data, and all that change it. The others, and the special ones
+# of SPECIAL, only look at it.
+REMOVING = {
+    "remove", "discard", "pop", "popitem", "popleft", "clear", "difference_update",
+    "intersection_update", "symmetric_difference_update",
+}  # fmt: skip
+CHANGING = REMOVING | {
+    "append", "appendleft", "extend", "extendleft", "insert", "sort", "reverse", "rotate", "add",
+    "update", "setdefault",
 }  # fmt: skip
 SPECIAL = {f"__{name.strip('_')}__" for name in (*OPERATORS, *COMPARISONS, *NUMBERS, "len", "iter")}
 SPECIAL |= {"__getitem__", "__contains__", "__hash__", "__reversed__"}

@@ -133,6 +133,7 @@ def split_paths(paths: str | Path) -> list[str]:
     return names
 
 
+JSON_LINES = re.compile(r"\.jsonl(\.gz)?$")  # how the name of a file of rows ends
 IDS = ("id", "task_id", "question_id", "problem_id", "uid")
 PROMPTS = ("prompt", "problem", "question", "instruction", "text", "question_content")
 
@@ -210,7 +211,7 @@ def read_queries(
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
         file = Path(where.rpartition(":")[0]).name
-        domain = domain or source or re.sub(r"\.jsonl(\.gz)?$", "", file)
+        domain = domain or source or JSON_LINES.sub("", file)
         ids = [str(row[k]) for k in IDS if row.get(k) is not None]
         part = str(row.get("dataset") or "")
         queries.append(Query(prompt, answers, level, domain, tests, "".join(ids[:1]), part))

@@ -23,7 +23,7 @@ import symtable
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from data.pipe import FILLED, HELD, PLAIN, VIEWS, ErrorType, Peer, Refused, number_of
 from data.program import (
@@ -33,6 +33,7 @@ from data.program import (
     METHODS,
     NUMBERS,
     OPERATORS,
+    REMOVING,
     UNCHANGING,
     take,
 )
@@ -81,13 +82,20 @@ class FromSolution(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def parse_tests(source: str) -> tuple[ast.Module, set[str], set[str]]:
-    """(tests in Python as a tree, the names that they use and mean the program's, all that they
-    want of it: these, and what they take from the module `solution`)."""
+class ParsedTests(NamedTuple):
+    """Tests in Python, and what in them is the program's."""
+
+    tree: ast.Module
+    names: set[str]  # that are the program's
+    wanted: set[str]  # these, and what they take from the module `solution`
+
+
+def parse_tests(source: str) -> ParsedTests:
+    """The tests as a tree, and their names that are the program's."""
     imports = FromSolution()
     tree = ast.fix_missing_locations(imports.visit(ast.parse(source)))
     names = names_in(tree, imports.names, bool(imports.modules))
-    return tree, names, names | imports.parts
+    return ParsedTests(tree, names, names | imports.parts)
 
 
 def parsed(source: str) -> ast.Module | None:
@@ -118,8 +126,8 @@ def bound_and_free(source: str) -> tuple[set[str], set[str]]:
 
 
 def names_used(source: str) -> set[str]:
-    """The names that tests in Python use and mean the program's. The tests alone decide it."""
-    return parse_tests(source)[2]
+    """What tests in Python want of the program. The tests alone decide it."""
+    return parse_tests(source).wanted
 
 
 def names_in(tests: ast.Module, imported: set[str], whole: bool) -> set[str]:
@@ -152,10 +160,6 @@ def modules_imported(tests: ast.Module) -> set[str | None]:
 
 # ------------------------------------------------------------------------ the program's objects
 
-REMOVING = {  # methods that take something out of data
-    "remove", "discard", "pop", "popitem", "popleft", "clear", "difference_update",
-    "intersection_update", "symmetric_difference_update",
-}  # fmt: skip
 # If an object answered these itself, it could claim to be what the tests expect.
 TELLING = {
     "count", "difference", "difference_update", "discard", "endswith", "find", "index",
@@ -171,17 +175,8 @@ NEVER_TOLD |= {f"__{name}__" for name in COMPARISONS}
 LOOKS = {*NUMBERS, "hash", "len", "getitem"}  # what an object must answer alike each time
 # While these are asked, no list may change.
 QUIET = {
-    *COMPARISONS,
-    *LOOKS,
-    "contains",
-    "data",
-    "get",
-    "iter",
-    "reversed",
-    "str",
-    "repr",
-    "format",
-}
+    *COMPARISONS, *LOOKS, "contains", "data", "get", "iter", "reversed", "str", "repr", "format",
+}  # fmt: skip
 SAYING = {"str", "repr", "format", "hash", "getitem", "iter", "len", "reversed"}
 CONTAINERS = tuple(FILLED.values())
 DATA: tuple[type, ...] = (
@@ -232,9 +227,8 @@ class Handle:
         if name in NEVER_TOLD or (name in ATTRIBUTES and self_of(self, "_met_")):
             refuse(name)
         if base and name in REMOVING:
-            how = operator.methodcaller
             return lambda *given: checked_change(
-                self, lambda data, *_: how(name, *given)(data),
+                self, operator.methodcaller(name, *given),
                 lambda: peer.ask("get", self, name)(*given),
             )  # fmt: skip
         if base and name in dir(base) and name not in CHANGING:
@@ -341,20 +335,19 @@ def data_of(handle: Handle) -> Any:
         data = self_of(handle, "_peer_").ask("data", handle, base)
     if type(data) is not base:
         raise Refused("rubbish instead of data")
-    if self_of(handle, "_said_").setdefault("data", data) != data:
+    said = self_of(handle, "_said_")
+    if said.get("data", data) != data:
         raise Refused("an object of the program's that is another at each look")
-    self_of(handle, "_said_")["data"] = copy.copy(data)
+    said["data"] = copy.copy(data)
     return data
 
 
-def checked_change(
-    handle: Handle, change: Callable[..., Any], asked: Callable[[], Any], *given: Any
-) -> Any:
+def checked_change(handle: Handle, change: Callable[[Any], Any], asked: Callable[[], Any]) -> Any:
     """What a change of an object that derives from data returns, once it is seen here that this is
     what it does to such data. By its own word, an object might lose whatever the tests take out."""
     data = data_of(handle)
     try:
-        wanted = change(data, *given)
+        wanted = change(data)
     except Exception as error:
         asked()
         raise Refused("an object of the program's that does not fail as data would") from error
@@ -373,6 +366,7 @@ def as_base(handle: Handle, name: str) -> Any:
 
 def forward(name: str) -> Callable[..., Any]:
     """A method that the program's object performs."""
+    looked_at = {**NUMBERS, **METHODS}[name]  # if it is data
 
     def method(self: Handle, *arguments: Any) -> Any:
         met, base = self_of(self, "_met_"), self_of(self, "_base_")
@@ -381,7 +375,7 @@ def forward(name: str) -> Callable[..., Any]:
         if base and (name in LOOKS or name in ("iter", "reversed")):
             data = as_base(self, name)
             if name != "getitem" or not isinstance(data, dict) or arguments[0] in data:
-                return {**NUMBERS, **METHODS}[name](data, *arguments)
+                return looked_at(data, *arguments)
         if name == "len" and type(self) is Stream:
             raise TypeError("an iterator of the program's has no length")
         if name == "subclasscheck" and type(arguments[0]) is type:
@@ -432,8 +426,9 @@ def operate(name: str, swapped: bool = False) -> Callable[..., Any]:
         peer, base, own = (self_of(self, field) for field in ("_peer_", "_base_", "_own_"))
         pair = (other, self) if swapped else (self, other)
         if name[0] == "i" and base and base not in UNCHANGING and not own:
+            change = getattr(operator, name)
             return checked_change(
-                self, getattr(operator, name), lambda: peer.ask(name, *pair), other
+                self, lambda data: change(data, other), lambda: peer.ask(name, *pair)
             )
         if isinstance(other, Handle):
             if base and self_of(other, "_base_") and name in COMPARISONS:
@@ -588,14 +583,14 @@ class Tester(Peer):
     def __init__(self, reads: BinaryIO, writes: BinaryIO) -> None:
         super().__init__(reads, writes)
         self.fixed: dict[str, Handle] = {}  # functions and classes of the program's, by name
-        self.met = False  # whether anything came from the program
+        self.used = False  # whether the tests used anything of the program's
         self.strict = False  # whether no context manager of the program's may swallow an exception
-        self.comparing = False  # whether it is asked for what must change nothing
+        self.quiet = False  # whether it is asked for what must change nothing
         self.failure: AssertionError | None = None  # of a function that the program has called
 
     def ask_alone(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
-        before = self.comparing
-        self.comparing = before or operation in QUIET
+        before = self.quiet
+        self.quiet = before or operation in QUIET
         if operation not in QUIET:
             for argument in (*arguments, *options.values()):
                 if type(argument) is Handle:
@@ -607,7 +602,7 @@ class Tester(Peer):
                 raise
             raise RuntimeError("StopIteration out of a call") from error
         finally:
-            self.comparing = before
+            self.quiet = before
 
     def perform(self, operation: str, /, *arguments: Any, **options: Any) -> Any:
         function, *others = arguments
@@ -627,7 +622,7 @@ class Tester(Peer):
         return value
 
     def apply(self, changes: list[Any]) -> None:
-        if changes and self.comparing:
+        if changes and self.quiet:
             raise Refused("lists, dicts or sets that change while an object is looked at")
         super().apply(changes)
 
@@ -647,7 +642,7 @@ class Tester(Peer):
         raise TypeError(f"a {type(value).__name__}")
 
     def decode_other(self, kind: str, rest: list[Any]) -> Any:
-        self.met = True
+        self.used = True
         if kind == "dressed":
             number, base, data = rest
             value = DRESSED[base](self.decode(data))
@@ -679,7 +674,7 @@ class Tester(Peer):
         if name in self.fixed:
             return self.fixed[name]
         value = self.ask("name", name)
-        self.met = True
+        self.used = True
         if isinstance(value, Handle) and self_of(value, "_fixed_"):
             self.fixed[name] = value
         return value
@@ -731,20 +726,20 @@ class Tester(Peer):
         own = {"__name__": "__main__", "__is__": self.is_same, "__type__": self.type_of}
         own |= {"id": self.id_of, "__known__": know, "__isinstance__": self.is_instance}
         own |= {"__callable__": self.is_callable, "__solution__": solution, **STANDARD}
-        tree, wanted, _ = parse_tests(source)
-        if UNTOLD & modules_imported(tree):
+        tests = parse_tests(source)
+        if UNTOLD & modules_imported(tests.tree):
             raise Refused(f"tests that look into one process: {', '.join(sorted(UNTOLD))}")
-        names = Names(own, wanted, self.find)
+        names = Names(own, tests.names, self.find)
         names |= {name: importlib.import_module(name) for name in MODULES if name in source}
         for name in names.wanted & names.keys():  # what the tests mean as the program's comes first
             del names[name]
-        rewritten = Rewritten(tree)
-        tree = ast.fix_missing_locations(rewritten.visit(tree))
+        rewritten = Rewritten(tests.tree)
+        tree = ast.fix_missing_locations(rewritten.visit(tests.tree))
         self.strict = rewritten.strict
         exec(compile(tree, "tests.py", "exec", dont_inherit=True, optimize=0), names)
         if self.failure:
             raise Refused("an assertion failed in a function that the program calls")
-        if not self.met:
+        if not self.used:
             raise Refused("the tests use nothing of the program's")
 
     # -------------------------------------------------------------------- tests by input and output

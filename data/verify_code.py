@@ -122,6 +122,7 @@ def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
 
 
 def count_threads(process: subprocess.Popen[bytes]) -> int:
+    """The number of threads that a process has now."""
     with contextlib.suppress(OSError):
         return len(os.listdir(f"/proc/{process.pid}/task"))
     return 0
