@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 import lhrm
 from data import lab, processes, report
 from data.cli import InputError, mix_seed, progress, setting
-from data.judge import Judged, RewardModel, check_verifiers, load_reward_model
+from data.judge import Judged, RewardModel, check_formats, check_verifiers, load_reward_model
 from data.modes import MODES, NO_THINK
 from data.processes import Runtime
 from data.report import TOTALS, Stopwatch
@@ -245,13 +245,17 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
         4096, "most tokens of a response in training", maximum=MAX_TOKENS
     )
     rollout_batch_size: int = setting(128, "responses that a process samples at once in training")
+    allow_malformed: bool = setting(False, "go on with a model that knows neither form of response")
     save_steps: int = setting(20, "steps between two checkpoints")
 
 
 @dataclass
 class HGPOSettings(PolicyOptions):
     """Hybrid Group Policy Optimization (Alg. 1). Without --model_name_or_path it runs the lab, HFT
-    first. See --method dpo --help and --method rft --help for the baselines."""
+    first. See --method dpo --help and --method rft --help for the baselines.
+
+    python hgpo.py --model_name_or_path runs/hft --dataset_name rl.jsonl
+    """
 
     output_dir: str = setting("runs/hgpo", "folder for the model, the log and the checkpoints")
     max_steps: int = setting(300, "steps of training, M·I of Alg. 1")
@@ -274,7 +278,10 @@ class HGPOSettings(PolicyOptions):
 
 @dataclass
 class RFTSettings(PolicyOptions, lhrm.SupervisedOptions):
-    """The RFT baseline (App. A): sample once, then fine-tune on the best response to each query."""
+    """The RFT baseline (App. A): sample once, then fine-tune on the best response to each query.
+
+    python hgpo.py --method rft --model_name_or_path runs/hft --dataset_name rl.jsonl
+    """
 
     method: str = setting("rft", *METHOD)
     output_dir: str = setting("runs/rft", "folder for the model, the log and the checkpoints")
@@ -284,7 +291,10 @@ class RFTSettings(PolicyOptions, lhrm.SupervisedOptions):
 @dataclass
 class DPOSettings(PolicyOptions, lhrm.SupervisedOptions):
     """The DPO baseline (App. A): sample once, then prefer the best response of a query's better
-    mode to the worst of its other mode."""
+    mode to the worst of its other mode.
+
+    python hgpo.py --method dpo --model_name_or_path runs/hft --dataset_name rl.jsonl
+    """
 
     method: str = setting("dpo", *METHOD)
     output_dir: str = setting("runs/dpo", "folder for the model, the log and the checkpoints")
@@ -567,7 +577,7 @@ def record_step(
     bar: Any,
     runtime: Runtime,
 ) -> None:
-    """Log a step, show it on the progress bar, and warn of a mode that is hardly chosen any more.
+    """Log a step, show it on the progress bar, and warn when a mode is hardly chosen any more.
 
     totals: this rank's TOTALS. figures: those that do not follow from TOTALS and rollout.
     """
@@ -578,10 +588,8 @@ def record_step(
     groups = runtime.gather(groups)
     metrics = report.step_metrics(groups, runtime.sum(totals).tolist(), with_reference) | figures
     log.write(step, metrics)
-    shown = {"reward": metrics["reward"], "think_ratio": metrics["mode/think_ratio"]}
-    bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items()})
-    if runtime.rank == 0:
-        report.warn_of_collapse(step, metrics, bar.write)
+    report.show_on_bar(bar, metrics)
+    log.warn_of_collapse(step, metrics, bar.write)
 
 
 # ---------------------------------------------------------- training by DPO and RFT, Eq. 14, 15, 21
@@ -776,6 +784,13 @@ def train_and_evaluate(
                 settings.max_completion_length, settings.rollout_batch_size, settings.temperature,
             )  # fmt: skip
     run.begin(settings.method.upper(), derived)
+    tokenizer.warn_of_new_tags(MODES)
+    if not (settings.allow_malformed or run.newest):
+        with lhrm.gathered(policy):
+            check_formats(
+                policy, tokenizer, queries, runtime, settings.seed, settings.max_completion_length,
+                settings.rollout_batch_size, settings.temperature,
+            )  # fmt: skip
 
     def evaluation(stage: str, kept: report.Unfinished[Any] | None = None) -> dict[str, Any]:
         records = lhrm.evaluate(
@@ -812,7 +827,7 @@ def train_and_evaluate(
         )  # fmt: skip
     else:
         train_baseline(policy, reference, tokenizer, queries, settings, runtime, run, reward_model)
-    lhrm.save_policy(policy, tokenizer, run.folder, runtime)
+    lhrm.save_policy(policy, tokenizer, settings, run.folder, runtime)
     if held_out:
         trained = runtime.on_first(lambda: digest(run.folder))
         outcome[settings.method] = kept_evaluation(settings.method, trained)
@@ -823,9 +838,10 @@ def lab_with_pi_hft(settings: Any, folder: Path, runtime: Runtime) -> Any:
     """Settings with the paths of the lab's data and of its π_HFT; runs HFT first if needed."""
     root = Path(settings.output_dir)
     for path in filter(None, (settings.dataset_name, settings.eval_dataset_name)):
-        if text := lab.unknown_text(q.prompt[-1]["content"] for q in read_queries(path)):
-            unknown = f"the lab's model does not know the words of {text[:60]!r}"
-            raise InputError(f"{path}: {unknown}: give --model_name_or_path")
+        try:
+            lab.check_words(query.prompt[-1]["content"] for query in read_queries(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error} For another: --model_name_or_path") from None
     files = lhrm.write_lab(root, settings.seed, runtime)
     hft = lhrm.HFTSettings(
         **{**lhrm.HFT_ON_LAB, "output_dir": str(root)},

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data import classify, judge, lab, processes, report
+from data import classify, judge, processes, report
 from data.cli import InputError, mix_seed, progress, setting
 from data.judge import Judged, RewardModel, check_verifiers, judge_all, load_reward_model
-from data.modes import MODES, NO_THINK, THINK
+from data.modes import MODES, NEITHER, NO_THINK, READERS, THINK, UNSAID
+from data.optimizer import OptimizerOptions, make_optimizer, optimizer_step, scheduled_rate
 from data.processes import PATIENCE, Runtime, start, stop
 from data.report import Log, Record, Stopwatch, Unfinished
 from data.rows import (
@@ -49,9 +48,9 @@ from data.rows import (
     tokenized_rows,
     warn_of_positions,
 )
-from data.runs import EVALUATION, Run, announce
+from data.runs import EVALUATION, EXPORTED, Run, RunOptions, announce, write_lab
 from data.tokenizer import SAMPLING, Tokenizer
-from model import Block, Config, Transformer
+from model import Block, Transformer
 from sample import MAX_TOKENS, Completion, generate_as_completed
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # dcp, in one process
@@ -89,7 +88,7 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
     """The number of records, and the figures of each setup.
 
     Figures that rest on rewards (pass@1, H_acc) are over the graded records, and None if there are
-    none. H_acc is None unless both modes were forced.
+    none. H_acc is None unless both modes were forced, and where responses need not say their mode.
     """
     setups = list(records[0].responses)
     graded = [record for record in records if record.graded]
@@ -110,11 +109,12 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
 
     def figures(setup: str) -> dict[str, Any]:
         modes, lengths = grid(records, setup, "mode"), grid(records, setup, "length")
+        said = modes[modes != UNSAID]
         rewards, chosen = grid(graded, setup, "reward"), grid(graded, setup, "mode")
         values = {
             "pass@1": mean(rewards),
             "pass@1_interval": report.bootstrap(rewards) if graded else None,
-            "think_ratio": mean((modes == THINK).double()),
+            "think_ratio": mean((said == THINK).double()),
             "mean_tokens": mean(lengths),
             **{f"{name}_tokens": mean(lengths[modes == mode]) for mode, name in enumerate(MODES)},
             "hybrid_accuracy": None,
@@ -122,7 +122,7 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
             "clipped_ratio": mean(1 - grid(records, setup, "finished")),
             "malformed_ratio": mean(1 - grid(records, setup, "well_formed")),
         }
-        if forced:
+        if forced and not (chosen == UNSAID).any():
             right = (chosen == best_modes(*forced, margin)[:, None]).double()  # as in Eq. 13
             values["hybrid_accuracy"] = hybrid_accuracy(*forced, chosen, margin)
             values["hybrid_accuracy_interval"] = report.bootstrap(right)
@@ -178,31 +178,24 @@ def hft_batch_loss(policy: Transformer, rows: Sequence[Row], num_examples: int) 
     prompts, responses = [row[0] for row in rows], [row[1] for row in rows]
     now = score_responses(policy, prompts, responses, figures=("correct", "entropy"))
     loss = hft_loss(now.log_probs, now.mask, num_examples)
-    sums = {"mean_token_accuracy": now.correct.sum(), "entropy": now.entropy.sum()}
+    sums = {
+        "loss_per_token": loss.detach() * num_examples,
+        "mean_token_accuracy": now.correct.sum(),
+        "entropy": now.entropy.sum(),
+    }
     return loss, sums, now.mask.sum()
 
 
 @dataclass
-class TrainOptions:
+class TrainOptions(RunOptions, OptimizerOptions):
     """The settings of every training loop."""
 
-    output_dir: str = setting("runs/hft", "folder for the model, the log and the checkpoints")
     max_steps: int = setting(0, "stop after so many steps; 0: after num_train_epochs")
     max_tokens_per_device: int = setting(16384, "tokens and padding in a forward pass, at most")
-    learning_rate: float = setting(1e-4, "peak learning rate")
-    lr_scheduler_type: str = setting("cosine", "what follows the warm-up", ("cosine", "constant"))
-    warmup_ratio: float = setting(0.1, "share of steps in which the rate rises", maximum=1)
-    weight_decay: float = setting(0.0, "weight decay of AdamW, on matrices only")
-    max_grad_norm: float = setting(1.0, "largest gradient norm, to which it is clipped; 0: any")
     gradient_checkpointing: bool = setting(True, "compute activations twice, to save memory")
     hsdp: bool = setting(False, "split parameters within a node only, with a copy in each")
     bf16: bool | None = setting(None, "compute in bf16; unset: on a GPU only")
-    save_steps: int = setting(500, "steps between two checkpoints")
-    save_total_limit: int = setting(2, "checkpoints that are kept")
     report_to: str = setting("none", "second place for the log", ("none", *report.TRACKERS))
-    resume_from_checkpoint: bool = setting(False, "go on where a killed run left off")
-    overwrite_output_dir: bool = setting(False, "start over: delete what the folder's run left")
-    seed: int = setting(0, "seed of the data order, of all sampling, and of the lab")
 
 
 @dataclass
@@ -217,7 +210,10 @@ class SupervisedOptions(TrainOptions):
 @dataclass
 class HFTSettings(SupervisedOptions):
     """Hybrid Fine-Tuning (Eq. 4). Without --model_name_or_path it trains the lab's tiny model, in
-    the folder hft of --output_dir."""
+    the folder hft of --output_dir.
+
+    python lhrm.py hft --model_name_or_path Qwen2.5-0.5B --dataset_name hft.jsonl
+    """
 
     model_name_or_path: str | None = setting(None, "folder of the base model; unset: the lab")
     dataset_name: str | None = setting(None, "HFT rows, a .jsonl(.gz) file or a tokenized folder")
@@ -269,7 +265,7 @@ def hft(settings: HFTSettings) -> None:
         positions, longest = policy.config.max_position_embeddings, rows.lengths.sum(1).max()
         warn_of_positions(longest, positions, settings.dataset_name)
         fine_tune(policy, rows, hft_batch_loss, settings, runtime, run, "HFT")
-        save_policy(policy, tokenizer, run.folder, runtime)
+        save_policy(policy, tokenizer, settings, run.folder, runtime)
         run.finish()
 
 
@@ -316,42 +312,21 @@ def fine_tune(
             )
             run.count_update(updated, step + 1, batch)
             total_loss, total_size, *others = total.tolist()
+            figures = {
+                "loss": total_loss,
+                **{name: value / total_size for name, value in zip(sums, others)},
+                "grad_norm": grad_norm,
+                "learning_rate": rate,
+                "skipped_updates": run.skipped_updates,
+                "epoch": (step + 1) * settings.batch_size / len(rows),
+                "num_tokens": run.tokens_seen + num_tokens,
+                **watch.figures(num_tokens, runtime.max),
+            }
+            report.show_on_bar(bar, figures)
             last = step + 1 == steps
             if (step + 1) % settings.logging_steps == 0 or last:
-                figures = {
-                    "loss": total_loss,
-                    **{name: value / total_size for name, value in zip(sums, others)},
-                    "grad_norm": grad_norm,
-                    "learning_rate": rate,
-                    "skipped_updates": run.skipped_updates,
-                    "epoch": (step + 1) * settings.batch_size / len(rows),
-                    "num_tokens": run.tokens_seen + num_tokens,
-                    **watch.figures(num_tokens, runtime.max),
-                }
                 log.write(step + 1, figures)
-                bar.set_postfix({name: f"{figures[name]:.3f}" for name in list(figures)[:2]})
             run.completed(step + 1, num_tokens, last)
-
-
-def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
-    """Write the lab of data/lab.py to a folder, once: its rows, and `base`, an untrained model."""
-    base, data = folder / "base", folder / "data"
-
-    def write() -> int:
-        if (folder / "settings.json").exists():
-            raise InputError(
-                f"{folder} holds another run: give --model_name_or_path to go on with it"
-            )
-        if not (base / "model.safetensors").exists():
-            lab.write(base, data, seed)
-            config = Config.from_pretrained(base)
-            Transformer(config).initialize(seed).save_pretrained(base)
-        return json.loads((data / "seed.json").read_text(encoding="utf-8"))
-
-    made_with = runtime.on_first(write)
-    if made_with != seed:
-        raise InputError(f"{folder} holds the lab of seed {made_with}, not of {seed}")
-    return {"base": base, **{name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}}
 
 
 # --------------------------------------------------------------------------------------- evaluation
@@ -359,7 +334,7 @@ def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
 
 @dataclass
 class EvalOptions(judge.JudgeOptions):
-    """How to judge responses, and how to evaluate a model."""
+    """How to evaluate a model."""
 
     eval_domain: str | None = setting(None, "domain of the main figures; unset: all rows")
     eval_num_generations: int = setting(4, "responses to a query in each mode and freely")
@@ -378,10 +353,13 @@ EVAL_ON_LAB = {
 
 
 @dataclass
-class EvalSettings(EvalOptions):
-    """pass@1, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on some queries."""
+class EvalSettings(EvalOptions, classify.RouterOptions):
+    """pass@1, think ratio, tokens and Hybrid Accuracy (Eq. 13) of a model on some queries.
 
-    model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
+    python lhrm.py eval --model_name_or_path runs/hgpo --dataset_name math500.jsonl,mbpp.jsonl
+    """
+
+    model_name_or_path: str = setting(cli.LAB_MODEL, "model folder")
     dataset_name: str = setting("runs/lab/data/test.jsonl", "files of queries, with commas between")
     since: str | None = setting(None, "first contest_date of LiveCodeBench's, such as 2024-08-01")
     until: str | None = setting(None, "last contest_date, included")
@@ -390,7 +368,11 @@ class EvalSettings(EvalOptions):
         "think,no_think,auto", "setups, with commas between: the mode is forced (think, no_think), "
         "the model chooses (auto), a classifier does (router). H_acc needs both forced modes",
     )  # fmt: skip
-    classifier_name_or_path: str | None = setting(None, "router's classifier; unset: a few rules")
+    response_format: str | None = setting(
+        None, "tags: a mode is forced by its tag, and the grammar counts; free: it is asked for in "
+        "words, and the answer is looked for in all that is said; unset: free where tags are new",
+        tuple(READERS),
+    )  # fmt: skip
     output_dir: str | None = setting(None, "folder for figures and responses; unset: not written")
     export: str = setting("none", "format for another evaluator", ("none", *report.EXPORTS))
     resume_from_checkpoint: bool = setting(False, "go on with an unfinished evaluation")
@@ -420,12 +402,13 @@ def answer(
     batch_size: int,
     temperature: float,
     top_p: float = 1.0,
+    response_format: str = "tags",
 ) -> Iterator[tuple[int, list[tuple[Completion, Judged]]]]:
     """Sample `num_generations` responses to each of `asked`, a query in a mode, and judge them
     (Eq. 5 to 7). Yields the place of one of `asked` and its responses, as these are done."""
     groups = generate_as_completed(
         model, tokenizer, [a.prompt for a in asked],
-        modes=[a.setup if a.setup in MODES else None for a in asked],
+        modes=[a.setup if a.setup in MODES and response_format == "tags" else None for a in asked],
         num_generations=num_generations, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, seed=[a.seed for a in asked], batch_size=batch_size,
     )  # fmt: skip
@@ -433,7 +416,9 @@ def answer(
     while part := list(itertools.islice(groups, at_once)):
         cases = [(asked[place].query, completion) for place, group in part for completion in group]
         with watch.phase("reward"):
-            judged = iter(judge_all(cases, tokenizer, reward_model, settings.verifier))
+            judged = iter(
+                judge_all(cases, tokenizer, reward_model, settings.verifier, response_format)
+            )
         yield from ((place, list(zip(group, judged))) for place, group in part)
 
 
@@ -448,26 +433,33 @@ def evaluate(
     reward_model: RewardModel | None = None,
     setups: Sequence[Sequence[str]] | None = None,
     unfinished: Unfinished[Record] | None = None,
+    response_format: str = "tags",
 ) -> list[Record]:
     """Answer every query in both forced modes and freely; returns all ranks' records, in order, but
     without the texts, which nothing is computed from.
 
     setups: others than these three, for each query. unfinished: where records are kept with their
-    texts; those that are there already are not made again.
+    texts; those that are there already are not made again. response_format: with "free", `settings`
+    are EvalSettings, whose instructions ask for a mode.
     """
+    free = response_format == "free"
     done = unfinished.rows if unfinished else {}
     mine = runtime.share([q for q in range(len(queries)) if q not in done])
     setups = setups or [(*MODES, "auto")] * len(queries)
     asked = []
     for q in mine:
-        prompt = tokenizer.encode_chat(queries[q].prompt)
         for setup in setups[q]:
+            messages = queries[q].prompt
+            if free:
+                assert isinstance(settings, classify.RouterOptions)
+                messages = classify.ask_for(setup, messages, settings)
+            prompt = tokenizer.encode_chat(messages)
             asked.append(Asked(queries[q], prompt, setup, mix_seed(seed, "eval", q, setup)))
     places = [q for q in mine for _ in setups[q]]  # of each of `asked`
     answers = answer(
         model, tokenizer, asked, settings, reward_model, Stopwatch("rest"),
         settings.eval_num_generations, settings.eval_max_completion_length,
-        settings.eval_batch_size, settings.eval_temperature, settings.eval_top_p,
+        settings.eval_batch_size, settings.eval_temperature, settings.eval_top_p, response_format,
     )  # fmt: skip
     judged: dict[int, dict[str, list[Judged]]] = {q: {} for q in mine}
     model.eval()
@@ -475,7 +467,8 @@ def evaluate(
     with gathered(model), runtime.apart(), bar:
         for place, found in answers:
             q = places[place]
-            judged[q][asked[place].setup] = [j for _, j in found]
+            setup = asked[place].setup
+            judged[q][setup] = [in_setup(j, setup) if free else j for _, j in found]
             if len(judged[q]) == len(setups[q]):
                 judged[q] = {setup: judged[q][setup] for setup in setups[q]}
                 if unfinished:
@@ -486,6 +479,13 @@ def evaluate(
     everything = {q: without_texts(record.responses) for q, record in done.items()}
     everything |= dict(runtime.gather(list(judged.items())))
     return [Record(query, everything[q]) for q, query in enumerate(queries)]
+
+
+def in_setup(judged: Judged, setup: str) -> Judged:
+    """A response in free format with the mode that it was asked for, if it was asked for one."""
+    unsaid = UNSAID if judged.mode == NEITHER else judged.mode
+    mode = MODES.index(setup) if setup in MODES else unsaid
+    return dataclasses.replace(judged, mode=mode)
 
 
 def without_texts(responses: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
@@ -504,8 +504,7 @@ def run_eval(settings: EvalSettings) -> None:
         raise InputError(f"--modes {min(unknown)}: expected {', '.join(MODES)}, auto or router")
     if settings.export != "none" and not settings.output_dir:
         raise InputError("--export needs --output_dir, where to write")
-    if settings.export not in ("none", "alpaca_eval") and not all(q.id for q in queries):
-        raise InputError(f"--export {settings.export}: every row needs an id")
+    report.check_export(settings.export, queries)
     names = ("model", "reward_model", "classifier")
     contents = {name: getattr(settings, name) for name in (f"{n}_name_or_path" for n in names)}
     contents["dataset_name"] = settings.dataset_name
@@ -516,13 +515,15 @@ def run_eval(settings: EvalSettings) -> None:
         if run and run.finished:  # its figures may be asked for by another margin or domain
             run.tell_that_it_is_finished()
             records = report.read_responses(run.folder / "responses.jsonl", queries)
+            response_format = run.derived["response_format"]
         else:
-            records = evaluate_setups(settings, queries, asked, runtime, run)
+            records, response_format = evaluate_setups(settings, queries, asked, runtime, run)
         result = results(records, settings.hacc_margin, settings.eval_domain)
         if runtime.rank == 0:
             report.show_evaluation(result, asked)
         if run:
-            export = settings.export, asked[-1], Path(settings.model_name_or_path).resolve().name
+            model = Path(settings.model_name_or_path).resolve().name
+            export = settings.export, asked[-1], model, response_format
             runtime.on_first(
                 lambda: report.write_evaluation(run.folder, run.finished, result, records, *export)
             )
@@ -535,11 +536,13 @@ def evaluate_setups(
     asked: Sequence[str],
     runtime: Runtime,
     run: Run | None,
-) -> list[Record]:
-    """Records with the setups that are `asked` for: on rank 0 of a run with their texts."""
+) -> tuple[list[Record], str]:
+    """Records with the setups that are `asked` for, on rank 0 of a run with their texts; and the
+    response format."""
     routed = [""] * len(queries)
     if "router" in asked:
-        routed = classify.route(queries, settings.classifier_name_or_path)
+        prompts = [query.prompt for query in queries]
+        routed = classify.route(prompts, settings.classifier_name_or_path)
     # The router's answers are those of the forced mode that it picks.
     setups = [sorted({m if setup == "router" else setup for setup in asked}) for m in routed]
     reward_model = None  # queries without a definite answer need not be judged here
@@ -548,7 +551,10 @@ def evaluate_setups(
     model, tokenizer = load_policy(settings.model_name_or_path, runtime, False)
     limit, positions = settings.eval_max_completion_length, model.config.max_position_embeddings
     check_contexts(queries, tokenizer, limit, positions, settings.dataset_name)
-    derived: dict[str, Any] = {"queries": len(queries)}
+    response_format = settings.response_format or ("free" if tokenizer.new_tags else "tags")
+    derived: dict[str, Any] = {"queries": len(queries), "response_format": response_format}
+    if response_format == "tags":
+        tokenizer.warn_of_new_tags(itertools.chain(*setups))
     kept = None
     if reward_model:
         with gathered(model):
@@ -563,14 +569,14 @@ def evaluate_setups(
         announce("Evaluation", settings, derived)
     records = evaluate(
         model, tokenizer, queries, settings, runtime, "evaluation", settings.seed, reward_model,
-        setups, kept,
+        setups, kept, response_format,
     )  # fmt: skip
     if kept and runtime.rank == 0:
         records = report.kept_records(kept, queries)
     for record, mode in zip(records, routed):
         responses = {**record.responses, "router": record.responses.get(mode, [])}
         record.responses = {setup: responses[setup] for setup in asked}
-    return records
+    return records, response_format
 
 
 # -------------------------------------------------------------------------------------------- FSDP
@@ -749,51 +755,7 @@ def sum_gradients_last(policy: Transformer, groups: Sequence[list[int]]) -> Iter
         yield group
 
 
-# ---------------------------------------------------------------------------- optimizer, checkpoint
-
-
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW, with weight decay on matrices only, not on norms and biases."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, fused=True)
-
-
-def optimizer_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    learning_rate: float,
-    max_grad_norm: float,
-    loss: Tensor,
-) -> tuple[float, bool]:
-    """Clip the gradient to a global norm of `max_grad_norm` (0: any), and update the parameters.
-
-    loss: of the whole update, on all ranks. Where it or the gradient is not finite, nothing is
-    updated, on any rank. Returns the norm before clipping, and whether there was an update.
-    """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    finite = bool(norm.isfinite() & loss.isfinite())
-    if finite:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    optimizer.zero_grad()
-    return norm.item(), finite
-
-
-def scheduled_rate(step: int, steps: int, settings: TrainOptions) -> float:
-    """Learning rate of a step (from 0): linear warm-up, then constant or a cosine towards 0."""
-    warmup = math.ceil(steps * settings.warmup_ratio)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    if settings.lr_scheduler_type == "constant":
-        return settings.learning_rate
-    done = (step - warmup) / (steps - warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+# -------------------------------------------------------------------------------- models in and out
 
 
 def load_policy(
@@ -817,12 +779,15 @@ def load_reference(folder: str | Path, tokenizer: Tokenizer, runtime: Runtime) -
     return shard(model, runtime, frozen=True)
 
 
-def save_policy(model: Transformer, tokenizer: Tokenizer, folder: Path, runtime: Runtime) -> None:
-    """Write a folder that `transformers`, vLLM and our own commands load, in bf16 if we computed in
-    bf16."""
+def save_policy(
+    model: Transformer, tokenizer: Tokenizer, settings: TrainOptions, folder: Path, runtime: Runtime
+) -> None:
+    """Write a folder that `transformers`, vLLM and our own commands load."""
     if runtime.rank == 0:
         tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder, dtype=torch.bfloat16 if runtime.bf16 else None)
+    known = model.config.extra
+    name = settings.export_dtype or known.get("dtype") or known.get("torch_dtype")
+    model.save_pretrained(folder, dtype=getattr(torch, name if name in EXPORTED else "float32"))
     runtime.wait()
 
 

@@ -11,27 +11,24 @@ Shapes: R responses whose next tokens are drawn together, V vocabulary.
 from __future__ import annotations
 
 # First: Ctrl-C during the slow imports ends in one line, too.
-from data.cli import InputError, mix_seed, parse_settings, run_command, setting
+from data.cli import LAB_MODEL, InputError, mix_seed, parse_settings, run_command, setting
 
 # isort: split
-import json
 import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from data.chat import chat, read_prompts
+from data import classify
+from data.chat import answer_all, chat, read_prompts
 from data.modes import MODES
-from data.rows import as_messages
 from data.tokenizer import SAMPLING, Messages, Tokenizer
 from model import KVCache, Transformer
 
@@ -355,14 +352,20 @@ def invert(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 @dataclass
-class SampleSettings:
-    """Answer a prompt, a file of prompts, or standard input: in a terminal, a chat."""
+class SampleSettings(classify.RouterOptions):
+    """Answer a prompt, a file of prompts, or standard input: in a terminal, a chat.
 
-    model_name_or_path: str = setting("runs/lab/hgpo", "model folder")
+    python sample.py --model_name_or_path runs/hgpo --prompt "What is 12 · 34?" --mode think
+    """
+
+    model_name_or_path: str = setting(LAB_MODEL, "model folder")
     prompt: str | None = setting(None, "answer this and stop")
     prompt_file: str | None = setting(None, "answer every line or row of it; prints JSON lines")
     system: str | None = setting(None, "system message of every conversation")
-    mode: str = setting("auto", "mode of every answer; auto: the model chooses", ("auto", *MODES))
+    mode: str = setting(
+        "auto", "of every answer; auto: the model chooses, router: a classifier does, and asks for "
+        "it in words where the tags are new to the model", ("auto", *MODES, "router"),
+    )  # fmt: skip
     num_generations: int = setting(1, "responses to each prompt")
     max_completion_length: int = setting(1024, "most tokens of a response", maximum=MAX_TOKENS)
     temperature: float = setting(SAMPLING["temperature"], "sampling temperature; 0 is greedy")
@@ -376,9 +379,7 @@ def main() -> None:
     settings = parse_settings(SampleSettings, "sample.py", sys.argv[1:])
     if settings.prompt is not None and settings.prompt_file is not None:
         raise InputError("give --prompt or --prompt_file, not both")
-    folder = Path(settings.model_name_or_path)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (`python hgpo.py` trains runs/lab/hgpo)")
+    folder = settings.model_name_or_path
     prompts = read_prompts(settings.prompt, settings.prompt_file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = Tokenizer.from_pretrained(folder)
@@ -389,12 +390,21 @@ def main() -> None:
 
     def answers(
         conversations: Sequence[Messages], places: Sequence[int], mode: str, **options: Any
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        return generate_as_completed(
+    ) -> tuple[list[str], Iterator[tuple[int, list[Completion]]]]:
+        """The mode that each conversation is answered in, and the answers, as they come."""
+        modes, in_words = [mode] * len(conversations), mode == "router" and bool(tokenizer.new_tags)
+        if mode == "router":
+            modes = classify.route(conversations, settings.classifier_name_or_path)
+        if in_words:
+            asked = zip(modes, conversations)
+            conversations = [classify.ask_for(mode, messages, settings) for mode, messages in asked]
+        else:
+            tokenizer.warn_of_new_tags(modes)
+        return modes, generate_as_completed(
             model,
             tokenizer,
             [tokenizer.encode_chat([*system, *messages]) for messages in conversations],
-            modes=[None if mode == "auto" else mode] * len(conversations),
+            modes=[mode if mode in MODES and not in_words else None for mode in modes],
             max_new_tokens=settings.max_completion_length,
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -403,33 +413,9 @@ def main() -> None:
             **options,
         )
 
-    def reply(
-        conversation: Messages, turn: int, mode: str, on_token: Callable[[int], None]
-    ) -> Completion:
-        [(_, [completion])] = answers([conversation], [turn], mode, on_token=on_token)
-        return completion
-
     if prompts is None:
-        return chat(tokenizer, reply, settings.mode, model.config.max_position_embeddings)
-    file, size = settings.prompt_file, 4 * settings.batch_size  # answers of so many come together
-    with tqdm(None, "sampling", len(prompts), unit="prompt", disable=None if file else True) as bar:
-        for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
-            groups: dict[int, list[Completion]] = {}
-            for place, completions in answers(
-                [as_messages(prompt, "") for prompt in part],
-                range(start, start + len(part)), settings.mode,
-                num_generations=settings.num_generations, batch_size=settings.batch_size,
-            ):  # fmt: skip
-                groups[place] = completions
-                bar.update()
-            for place, prompt in enumerate(part):
-                texts = [completion.text(tokenizer) for completion in groups[place]]
-                if file:
-                    row = {"prompt": prompt, "responses": texts}
-                    print(json.dumps(row, ensure_ascii=False), flush=True)
-                for completion, text in zip(groups[place], [] if file else texts):
-                    print(text + ("" if completion.finished else " [cut]"))
+        return chat(tokenizer, answers, settings.mode, model.config.max_position_embeddings)
+    answer_all(tokenizer, answers, prompts, settings)
 
 
 if __name__ == "__main__":

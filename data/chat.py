@@ -1,29 +1,36 @@
-"""The conversation of sample.py in a terminal, and the prompts that it is given without one."""
+"""How sample.py talks: the chat in a terminal, and its answers to given prompts without one."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
+from tqdm import tqdm
 
-from data.cli import InputError
-from data.rows import JSON_LINES, prompt_of, read_rows, row_prompt
+from data import lab
+from data.cli import InputError, dimming
+from data.rows import OF_ROWS, as_messages, prompt_of, read_rows, row_prompt
 from data.tokenizer import Messages, Tokenizer
 
 if TYPE_CHECKING:
-    from sample import Completion
+    from sample import Completion, SampleSettings
+
+# A function that answers conversations, each in a place of its own, in a mode. It returns the mode
+# of each, and place and answers of one after the other.
+Answers = Callable[..., Any]
 
 
 def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Messages] | None:
     """What is to be answered, or None for a chat. A file has a prompt on each line, or, if its name
     ends in .jsonl or .jsonl.gz, rows with prompts."""
-    if prompt_file is not None and JSON_LINES.search(prompt_file):
+    if prompt_file is not None and OF_ROWS.search(prompt_file):
         return [prompt_of(row) for where, row in read_rows(prompt_file) if row_prompt(row, where)]
     if prompt_file is not None:
         try:
@@ -52,33 +59,78 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Mess
     return [prompt]
 
 
-COMMANDS = "/think, /no_think and /auto set the mode, /new starts a new conversation, /exit ends."
-
-
-def chat(
+def answer_all(
     tokenizer: Tokenizer,
-    answer: Callable[..., Completion],
-    mode: str,
-    max_tokens: int,
+    answers: Answers,
+    prompts: Sequence[str | Messages],
+    settings: SampleSettings,
 ) -> None:
-    """A conversation in the terminal, until the input ends; each answer is shown as it comes, under
-    its mode. Ctrl-C stops an answer, which is then forgotten; where none runs, it ends the chat."""
+    """Print the answers to all prompts: those of a file as JSON lines, others as they are."""
+    file, size = settings.prompt_file, 4 * settings.batch_size  # answers of so many come together
+    routed = settings.mode == "router"
+    if lab.is_its_own(tokenizer.backend):
+        lab.check_words(as_messages(prompt, "")[-1]["content"] for prompt in prompts)
+    with tqdm(None, "sampling", len(prompts), unit="prompt", disable=None if file else True) as bar:
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            modes, found = answers(
+                [as_messages(prompt, "") for prompt in part],
+                range(start, start + len(part)), settings.mode,
+                num_generations=settings.num_generations, batch_size=settings.batch_size,
+            )  # fmt: skip
+            groups: dict[int, list[Completion]] = {}
+            for place, completions in found:
+                groups[place] = completions
+                bar.update()
+            for place, (prompt, mode) in enumerate(zip(part, modes)):
+                texts = [completion.text(tokenizer) for completion in groups[place]]
+                if file:
+                    row = {"prompt": prompt, **({"router": mode} if routed else {})}
+                    print(json.dumps({**row, "responses": texts}, ensure_ascii=False), flush=True)
+                for completion, text in zip(groups[place], [] if file else texts):
+                    cut = "" if completion.finished else " [cut]"
+                    print((f"[router: {mode}] " if routed else "") + text + cut)
+
+
+COMMANDS = (
+    "/think, /no_think, /auto and /router set the mode, /hide and /show the reasoning, "
+    "/new starts a new conversation, /exit ends."
+)
+
+
+def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> None:
+    """A conversation in the terminal, until the input ends; each answer is shown as it comes, after
+    its mode. Ctrl-C stops an answer, which is then forgotten; where none runs, it ends the chat if
+    it comes twice."""
     with contextlib.suppress(ImportError):  # line editing and history, where there is the library
         importlib.import_module("readline")
     print(COMMANDS)
+    of_the_lab = lab.is_its_own(tokenizer.backend)
+    if of_the_lab:
+        print(lab.KNOWN)
     messages: Messages = []
+    hidden = asked_to_end = False
     for turn in range(sys.maxsize):
         try:
             line = input(f"\n{mode}> ").strip()
         except EOFError:
             return
+        except KeyboardInterrupt:
+            if asked_to_end:
+                return print()
+            asked_to_end = True
+            print("\n[Ctrl-C again ends the chat]")
+            continue
         except UnicodeDecodeError as error:
             print(f"[{error}]")
             continue
+        asked_to_end = False
         if line == "/exit":
             return
-        elif line in ("/auto", "/think", "/no_think"):
+        elif line in ("/auto", "/think", "/no_think", "/router"):
             mode = line[1:]
+        elif line in ("/hide", "/show"):
+            hidden = line == "/hide"
         elif line == "/new":
             messages = []
         elif line.startswith("/"):
@@ -87,9 +139,15 @@ def chat(
             conversation = [*messages, {"role": "user", "content": line}]
             began = time.perf_counter()
             try:
-                completion = answer(conversation, turn, mode, streamer(tokenizer))
+                if of_the_lab:
+                    lab.check_words([line])
+                show = streamer(tokenizer, hidden)
+                modes, found = answers([conversation], [turn], mode, on_token=show)
+                if mode == "router":
+                    print(f"[router: {modes[0]}] ", end="", flush=True)
+                [(_, [completion])] = found
             except KeyboardInterrupt:
-                print(" [stopped: this turn is forgotten]")
+                print(f"{dimming()[1]} [stopped: this turn is forgotten]")
                 continue
             except InputError as error:
                 print(f"[{error}]")
@@ -97,23 +155,40 @@ def chat(
             text, seconds = completion.text(tokenizer), time.perf_counter() - began
             messages = [*conversation, {"role": "assistant", "content": text}]
             cut, count = "" if completion.finished else "cut, ", len(completion.ids)
-            print(f" [{cut}{count} tokens, {count / seconds:.0f}/s]")
+            print(f"{dimming()[1]} [{cut}{count} tokens, {count / seconds:.0f}/s]")
             if len(tokenizer.encode_chat(messages)) > max_tokens:
                 print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
 
 
-def streamer(tokenizer: Tokenizer) -> Callable[[int], None]:
-    """A function that prints a response token by token, the mode first."""
+def streamer(tokenizer: Tokenizer, hidden: bool) -> Callable[[int], None]:
+    """A function that prints a response token by token: the mode first, in place of its tags; then
+    the reasoning, dimmed in a terminal, or left out if it shall be `hidden`; then the answer."""
     decoder = DecodeStream(skip_special_tokens=False)
-    opened = False
+    modes = {
+        tokenizer.think_id: ("[thinking] ", "</think>"),
+        tokenizer.no_think_id: ("[not thinking] ", "</no_think>"),
+    }
+    dim, not_dim = dimming()
+    first: int | None = None  # token of the response
+    end: int | None = None  # the tag that is to come
 
-    def show(token: int) -> None:
-        nonlocal opened
-        if not opened:
-            names = {tokenizer.think_id: "thinking", tokenizer.no_think_id: "not thinking"}
-            print(f"[{names.get(token, 'opened with neither tag')}] ", end="", flush=True)
-            opened = True
-        if token not in tokenizer.eos_ids:
-            print(decoder.step(tokenizer.backend, token) or "", end="", flush=True)
+    def seen(token: int) -> str:
+        nonlocal first, end
+        before = ""
+        if first is None:
+            first = token
+            if token in modes:
+                name, tag = modes[token]
+                end = tokenizer.backend.token_to_id(tag)
+                return name + (dim if token == tokenizer.think_id else "")
+            before = "" if tokenizer.new_tags else "[opened with neither tag] "
+        thinks = first == tokenizer.think_id
+        if token == end:
+            end = None
+            return f"{not_dim}\n" if thinks else ""
+        if token in tokenizer.eos_ids:
+            return before
+        text = decoder.step(tokenizer.backend, token) or ""
+        return before + ("" if hidden and thinks and end is not None else text)
 
-    return show
+    return lambda token: print(seen(token), end="", flush=True)

@@ -38,7 +38,8 @@ from data.cli import (
     write_json,
 )
 from data.modes import MODES, NO_THINK, THINK
-from data.rows import Query, as_messages, read_rows, row_prompt, split_paths
+from data.rows import as_messages, read_rows, row_prompt, split_paths
+from data.tokenizer import Messages
 from model import read_header, save_tensors
 
 THRESHOLD = 0.5  # a query of this complexity or more counts as complex
@@ -166,10 +167,30 @@ def load(folder: str | None) -> Classifier | Rules:
     return Rules() if folder is None else Classifier.from_pretrained(folder)
 
 
-def route(queries: Sequence[Query], folder: str | None) -> list[str]:
-    """The mode of each query by a classifier, or by the rules: the training-free baseline."""
-    complexities = load(folder).predict([query.prompt[-1]["content"] for query in queries])
+@dataclass
+class RouterOptions:
+    """How a router chooses modes, and how they are asked for where the tags are new."""
+
+    classifier_name_or_path: str | None = setting(None, "router's classifier; unset: a few rules")
+    think_instruction: str = setting("Think step by step.", "added to a query that shall think")
+    no_think_instruction: str = setting("Answer directly and concisely.", "to one that shall not")
+
+
+def route(conversations: Sequence[Messages], folder: str | None) -> list[str]:
+    """The mode of each conversation by a classifier of its last message, or by the rules: the
+    training-free baseline."""
+    complexities = load(folder).predict([messages[-1]["content"] for messages in conversations])
     return [mode_for(complexity) for complexity in complexities]
+
+
+def ask_for(mode: str, messages: Messages, options: RouterOptions) -> Messages:
+    """A conversation whose last message also asks for `mode`, if it is one: a model that does not
+    know the tags is told in words."""
+    if mode not in MODES:
+        return messages
+    instruction = options.think_instruction if mode == "think" else options.no_think_instruction
+    *before, last = messages
+    return [*before, {**last, "content": f"{last['content']}\n\n{instruction}"}]
 
 
 def mode_for(complexity: float) -> str:
@@ -190,14 +211,20 @@ class Classes:
 
 @dataclass
 class EvaluateSettings(Classes):
-    """Measure a classifier, or the rules, on files of simple and of complex queries."""
+    """Measure a classifier, or the rules, on files of simple and of complex queries.
+
+    python -m data.classify evaluate --simple chat.jsonl --complex maths.jsonl,code.jsonl
+    """
 
     model_name_or_path: str | None = setting(None, "folder of the classifier; unset: the rules")
 
 
 @dataclass
 class TrainSettings(Classes):
-    """Train a classifier on files of simple and of complex queries."""
+    """Train a classifier on files of simple and of complex queries.
+
+    python -m data.classify train --simple chat.jsonl --complex maths.jsonl --output_dir classifier
+    """
 
     output_dir: str | None = setting(None, "folder for the classifier")
     num_train_epochs: int = setting(5, "passes over the larger class")
@@ -281,7 +308,10 @@ def report(name: str, classifier: Classifier | Rules, classes: Sequence[Sequence
 
 @dataclass
 class PredictSettings:
-    """Say how complex each query looks, and which mode the router would choose for it."""
+    """Say how complex each query looks, and which mode the router would choose for it.
+
+    python -m data.classify predict --prompt 'What is 12 · 34?'
+    """
 
     model_name_or_path: str | None = setting(None, "folder of the classifier; unset: the rules")
     prompt: str | None = setting(None, "a query; unset: standard input")

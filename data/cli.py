@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import os
+import re
 import socket
 import sys
 import typing
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +49,8 @@ def end_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> 
 sys.excepthook = end_quietly
 
 # ----------------------------------------------------------------------------------------- settings
+
+LAB_MODEL = "runs/lab/hgpo"  # what the demo leaves; the default of what reads a model
 
 
 def setting(
@@ -80,23 +86,36 @@ def parse_settings(
 ) -> S:
     """Read settings of the class `cls` from the command line: `--name value` for each field.
 
-    lab: the defaults that change when no `--model_name_or_path` is given. Raises InputError for an
-    unknown setting or a value of the wrong kind.
+    `--help` shows the docstring of `cls`, and its settings in groups: by the class that they come
+    from, under that one's docstring. lab: the defaults that change when no `--model_name_or_path`
+    is given. Raises InputError for an unknown setting, and for a value that it cannot have.
     """
-    parser = OneLineParser(prog=prog, description=cls.__doc__, allow_abbrev=False)
+    parser = OneLineParser(
+        prog=prog, usage=f"{prog} [--setting value …]", description=inspect.getdoc(cls),
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind = next(t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if t)
-        shown = f"{f.metadata['help']} (default: {'unset' if f.default is None else f.default}"
-        shown += f"; lab: {lab[f.name]})" if lab and f.name in lab else ")"
-        options: dict[str, Any] = {"type": kind, "choices": f.metadata["choices"]}
-        if kind is bool:
-            options |= {"type": parse_bool, "nargs": "?", "const": True}
-        parser.add_argument(
-            f"--{f.name}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **options
-        )
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unplaced = dict(fields)
+    for owner in filter(dataclasses.is_dataclass, cls.__mro__):
+        title = "settings" if owner is cls else purpose(owner).rstrip(".")
+        group = parser.add_argument_group(title)
+        own = inspect.get_annotations(owner)
+        for f in [unplaced.pop(name) for name in own if name in unplaced]:
+            kind = next(t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if t)
+            defaults = [] if f.default is None else [f"default: {f.default}"]
+            defaults += [f"lab: {lab[f.name]}"] if lab and f.name in lab else []
+            shown = f.metadata["help"] + (f" ({'; '.join(defaults)})" if defaults else "")
+            options: dict[str, Any] = {"type": kind, "choices": f.metadata["choices"]}
+            if options["choices"] is None:
+                options["metavar"] = {int: "N", float: "X", bool: "true|false"}.get(kind, "…")
+            if kind is bool:
+                options |= {"type": parse_bool, "nargs": "?", "const": True}
+            group.add_argument(
+                f"--{f.name}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **options
+            )
     given = vars(parser.parse_args(arguments))
-    for f in dataclasses.fields(cls):
+    for f in fields.values():
         value, low, high = given.get(f.name), f.metadata["minimum"], f.metadata["maximum"]
         if isinstance(value, str) and not value:
             raise InputError(f"--{f.name} is empty")
@@ -110,7 +129,21 @@ def parse_settings(
             upper = f" and at most {high}" if high < math.inf else ""
             raise InputError(f"--{f.name} {value}: must be at least {low}{upper}")
     base = lab if lab and "model_name_or_path" not in given else {}
+    for name, f in fields.items():
+        if name.endswith("_name_or_path") and (folder := given.get(name, f.default)):
+            check_folder(folder)
     return cls(**{**base, **given})
+
+
+def check_folder(name: str) -> None:
+    """Raise InputError if there is no such folder, saying how a model of the hub is fetched."""
+    if Path(name).is_dir():
+        return
+    hint = "" if name != LAB_MODEL else ": `python hgpo.py` makes it"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).parent.exists():
+        fetch = f"hf download {name} --local-dir {Path(name).name}"
+        hint = f"; if it is a model of the Hugging Face Hub: pip install huggingface_hub && {fetch}"
+    raise InputError(f"{name}: no such folder{hint}")
 
 
 def parse_bool(text: str) -> bool:
@@ -127,11 +160,36 @@ def run_subcommand(prog: str, commands: dict[str, tuple[Any, ...]]) -> None:
     """Run the command that the first argument names: (settings class, function[, lab defaults])."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("-h", "--help"):
-        return print("\n".join(f"{prog} {name} --help" for name in commands))
+        lines = [f"  {name:10}{purpose(cls)}" for name, (cls, *_) in commands.items()]
+        return print("\n".join([f"usage: {prog} COMMAND …; {prog} COMMAND --help", "", *lines]))
     if name not in commands:
         raise InputError(f"unknown command {name!r}: {prog} {' or '.join(commands)}")
     cls, function, *lab = commands[name]
     function(parse_settings(cls, f"{prog} {name}", sys.argv[2:], *lab))
+
+
+def purpose(cls: type) -> str:
+    """The first sentence of a class' docstring."""
+    first = (cls.__doc__ or "").partition("\n\n")[0]
+    return re.split(r"(?<=[.]) (?=[A-Z])", " ".join(first.split()))[0]
+
+
+SIGNS = {"█": "#", "░": ".", "–": "-", "…": "...", "·": "*", "≥": ">=", "¬": "not "}
+
+
+def in_other_signs(error: UnicodeError) -> tuple[str, int]:
+    """What a console shows in the place of characters that it does not have: alpha for α, a `?` for
+    most."""
+    assert isinstance(error, UnicodeEncodeError)
+    shown = ""
+    for sign in error.object[error.start : error.end]:
+        name = unicodedata.name(sign, "")
+        greek = name.startswith("GREEK SMALL LETTER")
+        shown += SIGNS.get(sign, name.rpartition(" ")[2].lower() if greek else "?")
+    return shown, error.end
+
+
+codecs.register_error("other_signs", in_other_signs)
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -140,8 +198,8 @@ def run_command(main: Callable[[], None]) -> None:
     code: int | None = None
     line = ""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # what a terminal cannot show becomes a `?`
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="other_signs")  # type: ignore[union-attr]
     try:
         main()
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -184,6 +242,11 @@ def whoami() -> str:
 def is_main_process() -> bool:
     """True on rank 0, and where there is only one process."""
     return environment_number("RANK", 0) == 0
+
+
+def dimming() -> tuple[str, str]:
+    """What makes the text between the two dim, where standard output is a terminal."""
+    return ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
 
 
 def progress(items: Any, description: str, **options: Any) -> tqdm:

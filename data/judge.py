@@ -6,30 +6,32 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data.cli import InputError, environment_number, mix_seed, progress, setting
-from data.modes import MODES, parse_response
+from data.modes import MODES, READERS, parse_response
 from data.processes import Runtime
 from data.rows import Query
 from data.runs import Run
 from data.tokenizer import Messages, Tokenizer
 from data.verify_code import extract_code, run_tests
-from data.verify_math import is_correct
+from data.verify_math import is_correct, likely_answer
 from model import Config, Transformer
 from sample import Completion, generate_as_completed
 
 T = TypeVar("T")
 R = TypeVar("R")
 FIRST_BATCH = 64  # responses in each mode, which show a reward model's usual logit
+FIRST_ROLLOUT = 16  # responses in each mode, which show whether a policy knows the two forms …
+MALFORMED = 0.9  # … or not: the share that does not follow them
 
 
 def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
@@ -111,20 +113,26 @@ class Judged:
 
 
 def judge(
-    query: Query, completion: Completion, tokenizer: Tokenizer, verifier: str = "rule"
+    query: Query,
+    completion: Completion,
+    tokenizer: Tokenizer,
+    verifier: str = "rule",
+    response_format: str = "tags",
 ) -> Judged:
     """Judge a response by rule (Eq. 7). The reward is None where there is no definite answer.
 
-    A response that was cut at the length limit has no end, and is malformed.
+    A response that was cut at the length limit has no end, and is malformed. response_format: of
+    READERS; "free" looks for a final answer in whatever the response says.
     """
     text = completion.text(tokenizer)
-    response = parse_response(text)
+    response = READERS[response_format](text)
     well_formed = response.well_formed and completion.finished
     if query.tests and well_formed:
         right, _ = run_tests(extract_code(response.answer, query.tests), query.tests)
     else:
-        same = VERIFIERS[verifier]
-        right = well_formed and any(same(response.answer, gold) for gold in query.answers)
+        same, answer = VERIFIERS[verifier], response.answer
+        found = likely_answer if response_format == "free" else lambda text, _: text
+        right = well_formed and any(same(found(answer, gold), gold) for gold in query.answers)
     return Judged(
         mode=response.mode_number,
         reward=float(right) if query.definite else None,  # Eq. 7
@@ -142,6 +150,7 @@ def judge_all(
     tokenizer: Tokenizer,
     reward_model: RewardModel | None = None,
     verifier: str = "rule",
+    response_format: str = "tags",
 ) -> list[Judged]:
     """Judge responses, in order (Eq. 7): by rule where the query has a definite answer, several
     programs at a time; else by the reward model, or not at all if there is none.
@@ -150,7 +159,9 @@ def judge_all(
     alike. A malformed or unfinished response gets 0 unseen.
     """
     judged = side_by_side(
-        lambda case: judge(*case, tokenizer, verifier), cases, lambda case: bool(case[0].tests)
+        lambda case: judge(*case, tokenizer, verifier, response_format),
+        cases,
+        lambda case: bool(case[0].tests),
     )
     if reward_model is None:
         return judged
@@ -159,11 +170,68 @@ def judge_all(
         judged[i].reward = 0.0
     places = [i for i in open_ended if judged[i].well_formed]
     if places:
-        answers = [parse_response(judged[i].text).answer for i in places]
+        answers = [READERS[response_format](judged[i].text).answer for i in places]
         rewards = reward_model.rewards([cases[i][0].prompt for i in places], answers)  # Eq. 7
         for i, reward in zip(places, rewards.tolist()):
             judged[i].reward = reward
     return judged
+
+
+def sample_evenly(
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    queries: Sequence[Query],
+    count: int,
+    runtime: Runtime,
+    seed: int,
+    description: str,
+    **options: Any,
+) -> Iterator[tuple[Query, Completion]]:
+    """This rank's share of `count` responses in each mode, by a policy whose parameters are
+    gathered, to queries that are evenly spaced. options: of `generate_as_completed`."""
+    asked = [
+        (queries[i * len(queries) // count], mode, mix_seed(seed, description, i, mode))
+        for mode in MODES
+        for i in range(count)
+    ]
+    mine = runtime.share(asked)  # on some ranks none
+    groups = generate_as_completed(
+        policy, tokenizer, [tokenizer.encode_chat(query.prompt) for query, _, _ in mine],
+        modes=[mode for _, mode, _ in mine], seed=[own_seed for _, _, own_seed in mine], **options,
+    )  # fmt: skip
+    for place, [completion] in progress(groups, description, total=len(mine), unit="response"):
+        yield mine[place][0], completion
+
+
+def check_formats(
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    queries: Sequence[Query],
+    runtime: Runtime,
+    seed: int,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float,
+) -> None:
+    """Raise InputError if nearly all responses of a small rollout are malformed or cut: their
+    rewards are all 0, and there is nothing to learn from them."""
+    malformed = cut = 0
+    with runtime.apart():
+        for _, completion in sample_evenly(
+            policy, tokenizer, queries, FIRST_ROLLOUT, runtime, seed, "first look",
+            max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature,
+        ):  # fmt: skip
+            cut += not completion.finished
+            form = parse_response(completion.text(tokenizer))
+            malformed += completion.finished and not form.well_formed
+    malformed, cut = (sum(counts) for counts in zip(*runtime.gather([(malformed, cut)])))
+    total = FIRST_ROLLOUT * len(MODES)
+    if malformed + cut >= MALFORMED * total:
+        raise InputError(
+            f"of {total} first responses, {malformed} are malformed and {cut} cut at "
+            f"--max_completion_length {max_new_tokens}: there is nothing to learn from. Teach both "
+            "forms first (lhrm.py hft), or allow longer responses; --allow_malformed goes on"
+        )
 
 
 class RewardModel:
@@ -258,23 +326,14 @@ class RewardModel:
         if self.shift is not None:
             return self.shift
         [queries, *_] = filter(None, ([q for q in s if not q.definite] for s in sets))
-        asked = [
-            (queries[i * len(queries) // FIRST_BATCH], mode, mix_seed(seed, "shift", i, mode))
-            for mode in MODES
-            for i in range(FIRST_BATCH)
-        ]
-        mine = runtime.share(asked)  # on some ranks none
-        groups = generate_as_completed(
-            policy, tokenizer, [tokenizer.encode_chat(query.prompt) for query, _, _ in mine],
-            modes=[mode for _, mode, _ in mine], seed=[own_seed for _, _, own_seed in mine],
+        responses = sample_evenly(
+            policy, tokenizer, queries, FIRST_BATCH, runtime, seed, "reward shift",
             max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature,
             top_p=top_p,
         )  # fmt: skip
-        bar = progress(groups, "reward shift", total=len(mine), unit="response")
         prompts, answers = [], []
         with runtime.apart():
-            for place, [completion] in bar:
-                query, _, _ = mine[place]
+            for query, completion in responses:
                 judged = judge(query, completion, tokenizer)
                 if judged.well_formed:
                     prompts.append(query.prompt)
@@ -283,7 +342,7 @@ class RewardModel:
         found = list(filter(math.isfinite, itertools.chain(*runtime.gather([logits]))))
         if not found and runtime.rank == 0:
             warnings.warn(
-                f"none of the first {len(asked)} responses can be judged: rewards are not shifted "
+                "none of the first responses can be judged: rewards are not shifted "
                 "unless by --reward_shift",
                 stacklevel=2,
             )

@@ -22,7 +22,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from data.cli import write_json, write_rows
+from data.cli import InputError, write_json, write_rows
 from data.modes import TAGS
 
 LEVELS = range(1, 6)
@@ -156,6 +156,23 @@ def build_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return tokenizer
+
+
+KNOWN = (
+    "The lab's model knows sums such as 7+5-3=, programs such as x=7;x+=5;print(x), greetings such "
+    "as hello ada, and questions such as what is the capital of france."
+)
+
+
+def is_its_own(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether this is the tokenizer of a model of the lab."""
+    return tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+def check_words(texts: Iterable[str]) -> None:
+    """Raise InputError if one of `texts` has a word that the lab's tokenizer does not have."""
+    if text := unknown_text(texts):
+        raise InputError(f"unknown words in {text[:60]!r}. {KNOWN}")
 
 
 def unknown_text(texts: Iterable[str]) -> str | None:

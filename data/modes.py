@@ -9,6 +9,7 @@ from typing import NamedTuple
 MODES = ("think", "no_think")  # ⊢ and ⊬. Where a mode is a number, it is its place in this tuple.
 THINK, NO_THINK = range(len(MODES))
 NEITHER = -1  # the "mode" of a response that opens with neither tag
+UNSAID = -2  # and of one that need not: no mode was asked for, and the grammar does not count
 TAGS = ("<think>", "</think>", "<no_think>", "</no_think>")
 
 TAG = re.compile("|".join(map(re.escape, TAGS)))
@@ -47,6 +48,19 @@ def parse_response(text: str) -> Response:
     if not answer or (mode == "think" and not thinking):
         return Response(mode, "", "", False)
     return Response(mode, thinking, answer, True)
+
+
+def read_freely(text: str) -> Response:
+    """Read a response of a model that may not know the grammar: what comes after its reasoning, if
+    it closes any, and without tags, is the answer."""
+    response = parse_response(text)
+    if response.well_formed:
+        return response
+    answer = TAG.sub("", text.rpartition("</think>")[2]).strip()
+    return Response(response.mode, "", answer, bool(answer))
+
+
+READERS = {"tags": parse_response, "free": read_freely}  # by --response_format
 
 
 def format_response(mode: str, thinking: str, answer: str) -> str:

@@ -44,7 +44,7 @@ from data.rows import (
     split_paths,
     token_writer,
 )
-from data.sources import DOMAINS, RECIPES, Example, Skip, read_source
+from data.sources import DOMAINS, RECIPES, Example, Skip
 from data.tokenizer import Messages, Tokenizer
 from data.verify_code import extract_code, run_tests
 from data.verify_math import is_correct
@@ -62,7 +62,7 @@ CONTROL = re.compile(r"<[|｜][\w▁]{1,40}[|｜]>")  # a control token, such as
 
 @dataclass
 class PrepareSettings:
-    """Build a set for Hybrid Fine-Tuning or for RL from public sources."""
+    """Build a set from public sources."""
 
     sources: str | None = setting(
         None, "recipe:file, with commas between them; * in a file's name stands for anything; "
@@ -81,6 +81,22 @@ class PrepareSettings:
     )  # fmt: skip
     tokenizer_name_or_path: str | None = setting(None, "checkpoint to tokenize HFT rows for")
     seed: int = setting(0, "seed of the choice of rows")
+
+
+@dataclass
+class HFTSetSettings(PrepareSettings):
+    """Build a set for Hybrid Fine-Tuning from public sources: verified traces, simple answers.
+
+    python -m data.prepare hft --sources 'gsm8k:gsm8k/*.parquet,alpaca:alpaca/*.parquet'
+    """
+
+
+@dataclass
+class RLSetSettings(PrepareSettings):
+    """Build a set of queries for RL from public sources.
+
+    python -m data.prepare rl --sources 'deepscaler:deepscaler.jsonl' --evaluation math500.jsonl
+    """
 
 
 # --------------------------------------------------------------------------------------- the report
@@ -142,8 +158,7 @@ def parse(sources: list[tuple[str, str, Path]], report: Report) -> Iterator[Exam
     """Every row of every source as its recipe reads it."""
     for name, domain, path in sources:
         recipe = copy.deepcopy(RECIPES[name])  # it may remember rows, but of this file only
-        rows = read_source(path)
-        for row in tqdm(rows, path.name, unit=" rows", disable=None, mininterval=1):
+        for _, row in tqdm(read_rows(path), path.name, unit=" rows", disable=None, mininterval=1):
             try:
                 example = recipe(row)
             except Skip as skip:
@@ -181,7 +196,7 @@ def unverified(example: Example, keep_unverified: bool) -> str:
     elif example.gold and not example.stated:
         verdict = any(is_correct(example.answer, gold) for gold in example.gold)
     if verdict is None:
-        return "" if keep_unverified else "nothing to verify it by"
+        return "" if keep_unverified else "nothing to verify it by (--keep_unverified)"
     return "" if verdict else "wrong answer"
 
 
@@ -601,7 +616,8 @@ def run(kind: str, settings: PrepareSettings) -> None:
 
 
 def main() -> None:
-    commands = {kind: (PrepareSettings, partial(run, kind)) for kind in ("hft", "rl")}
+    classes = {"hft": HFTSetSettings, "rl": RLSetSettings}
+    commands = {kind: (cls, partial(run, kind)) for kind, cls in classes.items()}
     run_subcommand("python -m data.prepare", commands)
 
 

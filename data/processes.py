@@ -233,6 +233,19 @@ class Runtime:
         self.check_signals()
 
 
+def peak_memory() -> float:
+    """The most memory that this process has held, in GiB: on its GPU, else on the CPU; NaN where
+    the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def start(bf16: bool | None, hsdp: bool = False) -> Runtime:
     """Join the processes that torchrun started, or be the only one. bf16 None: yes on a GPU.
 

@@ -27,11 +27,12 @@ from data.cli import (
     write_rows,
 )
 from data.judge import Judged
-from data.modes import MODES, NO_THINK, THINK, parse_response
-from data.processes import Runtime
+from data.modes import MODES, NO_THINK, READERS, THINK
+from data.processes import Runtime, peak_memory
 from data.rows import Query, read_rows
 from data.verify_code import extract_code
 
+EVALPLUS = {"HumanEval": 164, "Mbpp": 378}  # its tasks; it refuses samples that leave some out
 EXPORTS = ("alpaca_eval", "evalplus", "arena_hard", "livecodebench")
 MAX_TESTS = (
     10_000  # characters of a query's tests in a record; inputs and outputs may have millions
@@ -106,7 +107,7 @@ def level_bars(name: str, result: dict[str, Any], setup: str = "auto") -> str:
     """Think ratio by level, as bars."""
     lines = [f"think ratio by level, {name}"]
     for level, figures in result["by_level"].items():
-        ratio = figures[setup]["think_ratio"]
+        ratio = figures[setup]["think_ratio"] or 0.0
         lines.append(f"  level {level} {'█' * round(20 * ratio):░<20} {ratio:.2f}")
     return "\n".join(lines)
 
@@ -195,6 +196,7 @@ class Log:
 
     def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
         self.path, self.completions = folder / "log.jsonl", folder / "completions.jsonl"
+        self.rare: set[str] = set()  # modes that free responses hardly choose
         self.board: Any = None
         self.tracker: Any = None
         if not is_main_process():
@@ -224,6 +226,17 @@ class Log:
             self.board.flush()
         if self.tracker:
             self.tracker.log(figures, step=step)
+
+    def warn_of_collapse(
+        self, step: int, metrics: dict[str, float], show: Callable[[str], Any]
+    ) -> None:
+        """Say when free responses begin to open with one of the modes in fewer than 2% of cases,
+        and when they no longer do."""
+        rare = {mode for mode in MODES if metrics[f"mode/{mode}_ratio"] < 0.02}
+        for mode in sorted(rare ^ self.rare) if is_main_process() else ():
+            now = "under 2%" if mode in rare else "2% or more again"
+            show(f"warning: step {step}: {now} of free responses would open with <{mode}>")
+        self.rare = rare
 
     def has_accuracy(self, step: int) -> bool:
         """Whether an evaluation after `step` was logged."""
@@ -298,10 +311,11 @@ class Stopwatch:
             self.switch(outer)
 
     def figures(self, num_tokens: int, maximum: Callable[[float], float]) -> dict[str, float]:
-        """The logged times of a step that ends now, each by the slowest rank."""
+        """The logged times of a step that ends now, each by the slowest rank, and its memory."""
         self.switch(self.current)
         seconds = maximum(sum(self.seconds.values()))
         times = {"step_time": seconds, "tokens_per_second": num_tokens / seconds}
+        times |= {"peak_memory": maximum(peak_memory())}
         return times | {f"timing/{name}": maximum(s) for name, s in sorted(self.seconds.items())}
 
 
@@ -359,11 +373,18 @@ def step_metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
-def warn_of_collapse(step: int, metrics: dict[str, float], write: Callable[[str], Any]) -> None:
-    """Warn if a free response would open with one of the modes in fewer than 2% of cases."""
-    for mode in MODES:
-        if metrics[f"mode/{mode}_ratio"] < 0.02:
-            write(f"warning: step {step}: under 2% of free responses would open with <{mode}>")
+ON_BAR = {  # what a progress bar shows of a step, by its name in the log
+    "loss_per_token": "loss", "mean_token_accuracy": "accuracy", "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy", "reward": "reward", "mode/think_ratio": "think",
+    "mode/malformed_ratio": "malformed", "tokens_per_second": "tok/s", "peak_memory": "GiB",
+}  # fmt: skip
+
+
+def show_on_bar(bar: Any, figures: dict[str, float]) -> None:
+    """Show some of a step's figures beside its progress bar."""
+    known = {name: figures[name] for name in ON_BAR if math.isfinite(figures.get(name, math.nan))}
+    shown = {ON_BAR[k]: f"{v:.0f}" if v >= 100 else f"{v:.3g}" for k, v in known.items()}
+    bar.set_postfix(shown, refresh=False)  # with the next step
 
 
 def rollout_examples(
@@ -392,7 +413,7 @@ def rollout_examples(
 
 def write_evaluation(
     folder: Path, finished: bool, result: dict[str, Any], records: Sequence[Record], kind: str,
-    setup: str, model: str,
+    setup: str, model: str, response_format: str,
 ) -> None:  # fmt: skip
     """Write figures and responses of an evaluation, if it is not `finished`, or its figures are
     others now; and export the responses of `setup` by a `model`."""
@@ -402,16 +423,38 @@ def write_evaluation(
     if not finished:
         write_rows(folder / "responses.jsonl", map(Record.row, records))
     if kind != "none":
-        export(kind, records, setup, model, folder)
+        export(kind, records, setup, model, response_format, folder)
 
 
-def export(kind: str, records: Sequence[Record], setup: str, model: str, folder: Path) -> None:
+def check_export(kind: str, queries: Sequence[Query]) -> None:
+    """Raise InputError, before anything is computed, if an evaluator could not read the export."""
+    if kind not in ("none", "alpaca_eval") and not all(query.id for query in queries):
+        raise InputError(f"--export {kind}: every row needs an id")
+    if kind != "evalplus":
+        return
+    names = [query.id.partition("/") for query in queries]
+    for name, slash, number in names:
+        if name not in EVALPLUS or not number.isdecimal():
+            found = f"{name}{slash}{number}"
+            raise InputError(f"--export evalplus: an id is HumanEval/0 or Mbpp/2, not {found}")
+    for name in sorted({name for name, _, _ in names}):
+        tasks = {number for other, _, number in names if other == name}
+        if len(tasks) < EVALPLUS[name]:
+            some = f"{len(tasks)} tasks of {name}, EvalPlus wants all {EVALPLUS[name]}"
+            raise InputError(f"--export evalplus: {some}")
+
+
+def export(
+    kind: str, records: Sequence[Record], setup: str, model: str, response_format: str,
+    folder: Path,
+) -> None:  # fmt: skip
     """Write the first answer to each query, without its reasoning, for another evaluator; for
     LiveCodeBench, the programs of all."""
     rows: list[dict[str, Any]] = []
     for record in records:
         query = record.query
-        answers = [parse_response(response.text).answer for response in record.responses[setup]]
+        read = READERS[response_format]
+        answers = [read(response.text).answer for response in record.responses[setup]]
         answer = answers[0]
         if kind == "alpaca_eval":
             asked = {"instruction": query.prompt[-1]["content"], "output": answer}

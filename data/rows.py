@@ -57,9 +57,13 @@ class Query:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(«file:line», object) for each line of a .jsonl or .jsonl.gz file; no line is passed over."""
+    """(«file:line», object) for each line of a .jsonl or .jsonl.gz file, or for each row of a
+    .parquet file, where pyarrow is installed; no line is passed over."""
     path = Path(path)
     number = 0
+    if path.suffix == ".parquet":
+        yield from read_parquet(path)
+        return
     try:
         with named(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -75,6 +79,25 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{path}:{number}", row
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path}:{number + 1}: cannot be read: {error}") from None
+    if number == 0:
+        raise InputError(f"{path}: no rows")
+
+
+def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(«file:row», object) for each row, one after the other."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{path}: to read Parquet, pip install pyarrow") from None
+    number = 0
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=256)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, row in enumerate(rows, 1):
+            yield f"{path}:{number}", row
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: {error}") from None
     if number == 0:
         raise InputError(f"{path}: no rows")
 
@@ -133,7 +156,7 @@ def split_paths(paths: str | Path) -> list[str]:
     return names
 
 
-JSON_LINES = re.compile(r"\.jsonl(\.gz)?$")  # how the name of a file of rows ends
+OF_ROWS = re.compile(r"\.(jsonl(\.gz)?|parquet)$")  # how the name of a file of rows ends
 IDS = ("id", "task_id", "question_id", "problem_id", "uid")
 PROMPTS = ("prompt", "problem", "question", "instruction", "text", "question_content")
 
@@ -211,7 +234,7 @@ def read_queries(
             raise InputError(f"{where}: level, domain and source are texts or numbers")
         level, domain, source = ("" if label is None else str(label) for label in labels)
         file = Path(where.rpartition(":")[0]).name
-        domain = domain or source or JSON_LINES.sub("", file)
+        domain = domain or source or OF_ROWS.sub("", file)
         ids = [str(row[k]) for k in IDS if row.get(k) is not None]
         part = str(row.get("dataset") or "")
         queries.append(Query(prompt, answers, level, domain, tests, "".join(ids[:1]), part))

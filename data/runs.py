@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import socket
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,16 +29,32 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
-from data import cli
-from data.cli import InputError
+from data import cli, lab
+from data.cli import InputError, setting
 from data.processes import SIGNALS, Runtime, Stopped
-from model import WEIGHTS
+from model import WEIGHTS, Config, Transformer
 
 CHECKPOINT = "checkpoint-" + "[0-9]" * 6  # and no other name: it may be the user's own copy
 HASH = "[0-9a-f]" * 16
 MAX_STEPS = 10**6 - 1
 MAX_SKIPPED = 5  # updates in a row that are left out before a run gives up
 MAY_CHANGE = ("learning_rate", "max_grad_norm", "max_steps")  # when resuming; it is recorded
+
+
+EXPORTED = ("float32", "bfloat16", "float16")  # of weights that are written
+
+
+@dataclass
+class RunOptions:
+    """The settings of a run's folder."""
+
+    output_dir: str = setting("runs/hft", "folder for the model, the log and the checkpoints")
+    save_steps: int = setting(500, "steps between two checkpoints")
+    save_total_limit: int = setting(2, "checkpoints that are kept")
+    export_dtype: str | None = setting(None, "of the new model; unset: the base model's", EXPORTED)
+    resume_from_checkpoint: bool = setting(False, "go on where a killed run left off")
+    overwrite_output_dir: bool = setting(False, "start over: delete what the folder's run left")
+    seed: int = setting(0, "seed of the data order, of all sampling, and of the lab")
 
 
 class Kind(NamedTuple):
@@ -61,7 +80,7 @@ TRAINING = Kind(
      "eval_top_p", "eval_batch_size", "eval_max_completion_length",
      # From here on: equal but for rounding. They are the remedy where memory was short.
      "max_tokens_per_device", "rollout_batch_size", "reward_batch_size", "gradient_checkpointing",
-     "offload_reward_model", "hsdp"),
+     "offload_reward_model", "hsdp", "allow_malformed"),
 )  # fmt: skip
 EVALUATION = Kind(
     "eval_settings.json", "unfinished-*.jsonl", (".deleted-*",),
@@ -110,14 +129,21 @@ def delete(path: Path) -> None:
 
 
 def announce(title: str, settings: Any, derived: dict[str, Any]) -> dict[str, Any]:
-    """Print and return a run's settings, what follows from them, and versions."""
+    """Print and return a run's settings, what follows from them, and versions. Settings that have
+    their defaults come last, dimmed in a terminal."""
     names = ("torch", "tokenizers", "safetensors", "numpy")
     shown = {"settings": dataclasses.asdict(settings), "derived": derived}
     shown |= {"versions": {name: version(name) for name in names}}
     if cli.is_main_process():
+        defaults = {f.name: f.default for f in dataclasses.fields(settings)}
+        chosen = {k: v for k, v in shown["settings"].items() if v != defaults[k]}
         print(f"\n{title}")
-        for group, entries in shown.items():
-            print(f"  {group}: " + ", ".join(f"{k}={v}" for k, v in entries.items()))
+        for name, value in (chosen | derived).items():
+            print(f"  {name:28} {value}")
+        others = [f"{k}={v}" for k, v in shown["settings"].items() if k not in chosen]
+        others += [f"{name} {number}" for name, number in shown["versions"].items()]
+        lines = textwrap.wrap("by default: " + ", ".join(others), 98, break_on_hyphens=False)
+        print(textwrap.indent("\n".join(lines), "  ").join(cli.dimming()))
     return shown
 
 
@@ -470,3 +496,27 @@ def checkpoint_errors(path: Path, what: str, advice: str) -> Iterator[None]:
             cause = cause.__context__
         first_line = f"{cause}".partition("\n")[0] or type(cause).__name__
         raise InputError(f"{path} cannot be {what}: {first_line}; {advice}") from None
+
+
+# --------------------------------------------------------------------------------- the lab's folder
+
+
+def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
+    """Write the lab of data/lab.py to a folder, once: its rows, and `base`, an untrained model."""
+    base, data = folder / "base", folder / "data"
+
+    def write() -> int:
+        if (folder / "settings.json").exists():
+            raise InputError(
+                f"{folder} holds another run: give --model_name_or_path to go on with it"
+            )
+        if not (base / "model.safetensors").exists():
+            lab.write(base, data, seed)
+            config = Config.from_pretrained(base)
+            Transformer(config).initialize(seed).save_pretrained(base)
+        return json.loads((data / "seed.json").read_text(encoding="utf-8"))
+
+    made_with = runtime.on_first(write)
+    if made_with != seed:
+        raise InputError(f"{folder} holds the lab of seed {made_with}, not of {seed}")
+    return {"base": base, **{name: data / f"{name}.jsonl" for name in ("hft", "rl", "test")}}

@@ -6,16 +6,15 @@ the reason why the row cannot be used. data/README.md says where each set is to 
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from data.cli import InputError
 from data.code_rows import read_tests
 from data.modes import parse_response
-from data.rows import as_messages, final_answer, prompt_of, read_rows
+from data.rows import as_messages, final_answer, prompt_of
 from data.verify_math import is_correct
 
 DOMAINS = ("general", "maths", "code", "other")
@@ -315,20 +314,3 @@ RECIPES: dict[str, Recipe] = {
     "oasst": OASST(), "alpaca": alpaca,
     "deepscaler": deepscaler, "tulu_3": tulu_3, "generic": generic,
 }  # fmt: skip
-
-
-def read_source(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl, .jsonl.gz or, with pyarrow, .parquet file, one after the other."""
-    if path.suffix != ".parquet":
-        yield from (row for _, row in read_rows(path))
-        return
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(f"{path}: to read Parquet, pip install pyarrow") from None
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
-            yield from batch.to_pylist()
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: {error}") from None

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tokenizers
-from jinja2.ext import loopcontrols  # PyTorch requires Jinja, so it is always there
+from jinja2 import nodes  # PyTorch requires Jinja, so it is always there
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data.cli import InputError, read_json, write_bytes, write_json
-from data.modes import TAG, TAGS
+from data.cli import InputError, is_main_process, read_json, write_bytes, write_json
+from data.modes import MODES, TAG, TAGS
 
 Messages = list[dict[str, str]]  # a conversation: the role and the content of each message
 ROLES = ("system", "user", "assistant")
@@ -33,10 +36,21 @@ def raise_exception(message: str) -> NoReturn:
     raise ValueError(message)
 
 
+class Generation(Extension):
+    """{% generation %} … {% endgeneration %}, by which `transformers` finds the tokens that a model
+    is trained on; here it is what is inside."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 # The options of `transformers`, less strftime_now: with it some templates would write today's date,
 # and a prompt must not change from day to day. Downloaded templates are hostile: hence the sandbox.
 JINJA = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
 )
 JINJA.globals["raise_exception"] = raise_exception
 
@@ -44,6 +58,7 @@ TEMPLATE = """\
 {%- if tools %}{{- raise_exception('this model has no tools') }}{%- endif %}
 {{- start }}
 {%- if messages[0].role != 'system' %}{{- default_system }}{%- endif %}
+{%- set stop = after.assistant.rstrip() %}
 {%- set last = namespace(question=0) %}
 {%- for message in messages %}
     {%- if message.role == 'user' %}{%- set last.question = loop.index0 %}{%- endif %}
@@ -57,7 +72,13 @@ TEMPLATE = """\
         {%- set text = text.split('</think>')[-1] %}
         {%- set text = text.replace('<no_think>', '').replace('</no_think>', '').strip() %}
     {%- endif %}
-    {{- before[message.role] + text + after[message.role] }}
+    {{- before[message.role] }}
+    {%- if message.role == 'assistant' and loop.index0 > last.question %}
+        {%- generation %}{{- text + stop }}{%- endgeneration %}
+        {{- after.assistant[stop | length:] }}
+    {%- else %}
+        {{- text + after[message.role] }}
+    {%- endif %}
     {%- if message.role == 'assistant' and not loop.last %}{{- between }}{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -85,7 +106,8 @@ class ChatFormat:
         """The format as a Jinja template, which also knows the modes and drops earlier reasoning.
 
         `enable_thinking` true opens the answer with <think>, false with <no_think>; where it is not
-        given, the model chooses. Answers before the last question lose their reasoning and tags.
+        given, the model chooses. Answers before the last question lose their reasoning and tags;
+        those after it, with the token that ends them, are marked as what a model is trained on.
         """
         pieces = dataclasses.asdict(self).items()
         literals = ((name, json.dumps(piece, ensure_ascii=False)) for name, piece in pieces)
@@ -190,6 +212,8 @@ class Tokenizer:
         self.settings: dict[str, Any] = {}  # tokenizer_config.json
         self.generation: dict[str, Any] = {}  # generation_config.json
         self.added_ids: list[int] = []
+        self.warned: set[str] = set()  # modes whose new tags were warned of
+        self.new_tags: list[str] = []  # that the checkpoint lacks, so never was trained on
 
     def add_mode_tags(self) -> None:
         """Give every tag that the vocabulary lacks the next free id. A tag is never split."""
@@ -198,7 +222,7 @@ class Tokenizer:
             raise InputError("tokenizer.json leaves out ids, so that no tag can be added")
         self.backend.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in missing])
         ids = self.backend.get_vocab(with_added_tokens=True)
-        self.added_ids = [ids[tag] for tag in missing]
+        self.added_ids, self.new_tags = [ids[tag] for tag in missing], missing
         self.think_id, self.no_think_id = ids["<think>"], ids["<no_think>"]
 
     @classmethod
@@ -271,6 +295,15 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", settings)
         write_json(folder / "generation_config.json", generation)
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would take precedence
+
+    def warn_of_new_tags(self, modes: Iterable[str]) -> None:
+        """Say, once, that one of `modes` is to be forced by a tag that the checkpoint lacked."""
+        modes = set(modes)
+        new = [f"<{m}>" for m in MODES if m in modes - self.warned and f"<{m}>" in self.new_tags]
+        self.warned.update(modes)
+        if new and is_main_process():
+            untrained = "this checkpoint was never trained on it: expect malformed responses"
+            print(f"warning: {' and '.join(new)}: {untrained}", file=sys.stderr)
 
     def __len__(self) -> int:
         """One more than the highest id of any token."""

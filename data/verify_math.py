@@ -198,6 +198,15 @@ def is_correct(prediction: str, gold: str) -> bool:
     return given is not None and wanted is not None and same_answer(given, wanted)
 
 
+def likely_answer(text: str, gold: str) -> str:
+    """What a text in no particular form seems to answer: all of it, but for a `gold` that is a
+    number its last number, unless it marks an answer."""
+    number = re.compile(r"(?<![\w)])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+    if number.fullmatch(gold.strip()) and not BOX.search(text) and not MARK.search(text):
+        return deque(number.findall(text) or [text], 1)[0]
+    return text
+
+
 def same_answer(one: str, other: str) -> bool:
     """Whether two answers are the same: as text, or else as what they mean."""
     if max(len(one), len(other)) > MAX_LENGTH:

@@ -128,6 +128,7 @@ def hgpo_settings(lab_folder, output, **changes):
         "learning_rate": 1e-3,
         "max_completion_length": 12,
         "eval_max_completion_length": 12,
+        "allow_malformed": True,
         **TINY_RUN,
         **changes,
     }
@@ -144,6 +145,7 @@ def baseline_settings(method, lab_folder, output, **changes):
         "learning_rate": 1e-3,
         "max_completion_length": 24,
         "eval_max_completion_length": 24,
+        "allow_malformed": True,
         "logging_steps": 1,
         **TINY_RUN,
         "max_tokens_per_device": 64,
@@ -168,7 +170,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-TIMINGS = ["step_time", "tokens_per_second"]
+TIMINGS = ["step_time", "tokens_per_second", "peak_memory"]
 TIMINGS += [f"timing/{phase}" for phase in ("rollout", "reward", "wait", "update")]
 
 

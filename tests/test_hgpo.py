@@ -10,7 +10,7 @@ import hgpo
 import lhrm
 from data.cli import InputError
 from data.judge import Judged
-from data.report import TOTALS, step_metrics, warn_of_collapse
+from data.report import TOTALS, Log, step_metrics
 from hgpo import (
     dpo_loss,
     dpo_pairs,
@@ -392,12 +392,17 @@ def test_a_steps_metrics_are_those_of_all_its_responses():
     assert "kl" not in step_metrics(groups, list(totals.values()), with_reference=False)
 
 
-@pytest.mark.parametrize(
-    "think, no_think, named",
-    [(0.5, 0.5, []), (0.01, 0.9, ["<think>"]), (0.97, 0.019, ["<no_think>"])],
-)
-def test_a_mode_under_two_percent_is_warned_of(think, no_think, named):
+def test_a_mode_under_two_percent_is_warned_of_once_and_again_when_it_comes_back(tmp_path):
     said = []
-    metrics = {"mode/think_ratio": think, "mode/no_think_ratio": no_think}
-    warn_of_collapse(7, metrics, said.append)
-    assert [line.rpartition(" ")[2] for line in said] == named
+    log = Log(tmp_path, 0, "none")
+    ratios = [(0.5, 0.5), (0.01, 0.9), (0.0, 1.0), (0.5, 0.5), (0.97, 0.019), (0.97, 0.02)]
+    for step, (think, no_think) in enumerate(ratios):
+        metrics = {"mode/think_ratio": think, "mode/no_think_ratio": no_think}
+        log.warn_of_collapse(step, metrics, said.append)
+    would = "of free responses would open with"
+    assert said == [
+        f"warning: step 1: under 2% {would} <think>",
+        f"warning: step 3: 2% or more again {would} <think>",
+        f"warning: step 4: under 2% {would} <no_think>",
+        f"warning: step 5: 2% or more again {would} <no_think>",
+    ]

@@ -365,15 +365,16 @@ def test_the_first_batch_is_of_64_responses_in_each_mode_to_queries_evenly_space
 
 
 def test_where_no_first_answer_can_be_judged_the_shift_is_0_and_that_is_said(monkeypatch):
-    with pytest.warns(UserWarning, match="none of the first 128 responses can be judged"):
+    with pytest.warns(UserWarning, match="none of the first responses can be judged"):
         assert shift_of(["<think>"], [], [asking("a")], monkeypatch)[0] == 0
 
 
 @pytest.mark.parametrize("command", ["hgpo", "dpo", "rft", "eval"])
-def test_shift_and_scale_are_settings_of_trainings_and_of_evaluations(command, capsys):
+def test_shift_and_scale_are_settings_of_trainings_and_of_evaluations(command, capsys, tmp_path):
     cls = lhrm.EvalSettings if command == "eval" else hgpo.METHODS[command][0]
     assert (cls().reward_shift, cls().reward_scale) == (None, 1.0)
-    given = parse_settings(cls, "", ["--reward_shift", "-9.5", "--reward_scale", "0.5"])
+    folder = ["--model_name_or_path", str(tmp_path)]
+    given = parse_settings(cls, "", [*folder, "--reward_shift", "-9.5", "--reward_scale", "0.5"])
     assert (given.reward_shift, given.reward_scale) == (-9.5, 0.5)
     for refused in (["--reward_scale", "0"], ["--reward_scale", "-1"], ["--reward_shift", "nan"]):
         with pytest.raises(InputError, match=f"{refused[0]} .* must be at least"):
@@ -495,7 +496,7 @@ def first_logits(judged_world):
         for mode in MODES:
             [[drawn]] = generate(
                 policy, tokenizer, [tokenizer.encode_chat(query.prompt)], modes=[mode],
-                seed=[mix_seed(0, "shift", i, mode)], max_new_tokens=24,
+                seed=[mix_seed(0, "reward shift", i, mode)], max_new_tokens=24,
             )  # fmt: skip
             judged = judge(query, drawn, tokenizer)
             if judged.well_formed:
@@ -534,7 +535,7 @@ def test_the_shift_that_a_run_finds_is_shown_and_kept(judged_world, lab_folder, 
     shift = shift_kept_in(tmp_path)
     logits = first_logits(judged_world)
     assert shift == pytest.approx(sum(logits) / len(logits), rel=1e-4)
-    assert capsys.readouterr().out.count(f"reward_shift={shift}") == 1
+    assert capsys.readouterr().out.count(f"reward_shift                 {shift}") == 1
     again = {"overwrite_output_dir": True, "reward_shift": 5.0}
     hgpo.run(judged_settings(judged_world, lab_folder, tmp_path, max_steps=1, **again))
     assert shift_kept_in(tmp_path) == 5
@@ -641,7 +642,7 @@ def test_an_evaluation_goes_on_with_its_shift(judged_world, tmp_path, capsys):
 
     lhrm.run_eval(settings)
     model.shift = shift_kept_in(tmp_path, name="eval_settings.json")
-    assert f"reward_shift={model.shift}" in capsys.readouterr().out
+    assert f"reward_shift                 {model.shift}" in capsys.readouterr().out
     responses = tmp_path / "responses.jsonl"
     records = [json.loads(line) for line in responses.read_text().splitlines()]
     check(records)
@@ -656,7 +657,7 @@ def test_an_evaluation_goes_on_with_its_shift(judged_world, tmp_path, capsys):
     check([json.loads(line) for line in responses.read_text().splitlines()][1:])
     settings.output_dir, settings.reward_shift = None, 5.0
     lhrm.run_eval(settings)
-    assert "derived: queries=19, reward_shift=5.0" in capsys.readouterr().out
+    assert "reward_shift                 5.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["hgpo", "hgpo, held out"])

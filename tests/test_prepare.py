@@ -55,8 +55,11 @@ def verified(given, report=None, keep_unverified=False):
         (example(thinking="a", gold=["41"], verified=True), "wrong answer"),
         (example(thinking="a", verified=True), "kept"),
         (example(thinking="a", verified=False), "wrong answer"),
-        (example(thinking="a"), "nothing to verify it by"),
-        (example(thinking="a", gold=["42"], stated=True), "nothing to verify it by"),
+        (example(thinking="a"), "nothing to verify it by (--keep_unverified)"),
+        (
+            example(thinking="a", gold=["42"], stated=True),
+            "nothing to verify it by (--keep_unverified)",
+        ),
         (example(), "kept"),
         (example(answer=""), "no answer"),
     ],

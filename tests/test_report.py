@@ -19,13 +19,14 @@ from data.report import Log, Stopwatch
 def test_a_phase_within_another_counts_for_itself_alone(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
     monkeypatch.setattr(report.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(report, "peak_memory", lambda: 1.5)
     watch = Stopwatch("update", "rollout", "reward", "wait")
     with watch.phase("rollout"), watch.phase("reward"):
         pass
     figures = watch.figures(30, lambda seconds: seconds)
     assert figures == {
-        "step_time": 15.0, "tokens_per_second": 2.0, "timing/reward": 3.0, "timing/rollout": 6.0,
-        "timing/update": 6.0, "timing/wait": 0.0,
+        "step_time": 15.0, "tokens_per_second": 2.0, "peak_memory": 1.5, "timing/reward": 3.0,
+        "timing/rollout": 6.0, "timing/update": 6.0, "timing/wait": 0.0,
     }  # fmt: skip
     slowest = watch.figures
     monkeypatch.setattr(report.time, "perf_counter", lambda: 15.0)

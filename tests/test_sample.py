@@ -433,14 +433,14 @@ def test_a_chat_sets_the_mode_remembers_forgets_and_survives_ctrl_c(lab_folder):
     terminal.type("/think\n")
     terminal.wait_for("think> ")
     terminal.type("7+5=\n")
-    terminal.wait_for("[thinking] <think>")
+    terminal.wait_for("[thinking] ")
     terminal.type("\x03")
     terminal.wait_for("[stopped: this turn is forgotten]")
     terminal.wait_for("think> ")
     terminal.type("/no_think\n")
     terminal.wait_for("no_think> ")
     terminal.type("7+5=\n")
-    terminal.wait_for("[not thinking] <no_think>")
+    terminal.wait_for("[not thinking] ")
     terminal.type("\x03")
     terminal.wait_for("no_think> ")
     terminal.type("/what\n")
@@ -454,28 +454,31 @@ def test_a_chat_is_one_conversation_until_new_starts_another(tokenizer, monkeypa
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     asked = []
 
-    def answer(conversation, turn, mode, on_token):
+    def answers(conversations, turns, mode, on_token):
+        [conversation] = conversations
         asked.append(([m["content"] for m in conversation], mode))
         ids = [*tokenizer.encode("<no_think>12</no_think>"), tokenizer.eos_ids[0]]
         for token in ids:
             on_token(token)
-        return Completion(ids, [0.0] * len(ids), True)
+        return [mode], [(0, [Completion(ids, [0.0] * len(ids), True)])]
 
-    chat(tokenizer, answer, "auto", max_tokens=20)
+    chat(tokenizer, answers, "auto", max_tokens=20)
     response = "<no_think>12</no_think>"
     conversations = [(["hi"], "auto"), (["hi", response, "7+5="], "no_think"), (["bye"], "auto")]
     assert asked == conversations
     printed = capsys.readouterr().out
-    assert printed.count(f"[not thinking] {response} [4 tokens, ") == 3
+    assert printed.count("[not thinking] 12 [4 tokens, ") == 3
     assert printed.count("longer than the 20 tokens") == 1
 
 
 def test_a_chat_goes_on_after_what_it_cannot_answer(tokenizer, monkeypatch, capsys):
-    lines = iter(["bad", "/exit"])
+    lines = iter(["hi", "What is this?", "/exit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
 
     def answer(*args, **options):
         raise InputError("cannot encode this")
 
     chat(tokenizer, answer, "auto", max_tokens=20)
-    assert "[cannot encode this]" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "[cannot encode this]" in printed
+    assert "[unknown words in 'What is this?'. The lab's model knows sums" in printed

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from data.cli import InputError
-from data.sources import OASST, RECIPES, Skip, read_source, split_trace
+from data.rows import read_rows
+from data.sources import OASST, RECIPES, Skip, split_trace
 
 R1 = "<think>\n6 times 7\n</think>\n\nIt is \\boxed{42}."
 READ = ("6 times 7", "It is \\boxed{42}.")
@@ -220,7 +221,7 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     rows = [{"prompt": "6·7?", "scores": [1, 2]}, {"prompt": "Hello?", "scores": None}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    assert list(read_source(tmp_path / "rows.parquet")) == rows
+    assert [row for _, row in read_rows(tmp_path / "rows.parquet")] == rows
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="bad.parquet"):
-        list(read_source(tmp_path / "bad.parquet"))
+        list(read_rows(tmp_path / "bad.parquet"))
