@@ -423,7 +423,7 @@ def write_evaluation(
     if not finished:
         write_rows(folder / "responses.jsonl", map(Record.row, records))
     if kind != "none":
-        export(kind, records, setup, model, response_format, folder)
+        export(kind, records, setup, model, folder, response_format)
 
 
 def check_export(kind: str, queries: Sequence[Query]) -> None:
@@ -445,8 +445,8 @@ def check_export(kind: str, queries: Sequence[Query]) -> None:
 
 
 def export(
-    kind: str, records: Sequence[Record], setup: str, model: str, response_format: str,
-    folder: Path,
+    kind: str, records: Sequence[Record], setup: str, model: str, folder: Path,
+    response_format: str = "tags",
 ) -> None:  # fmt: skip
     """Write the first answer to each query, without its reasoning, for another evaluator; for
     LiveCodeBench, the programs of all."""

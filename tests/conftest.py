@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 import hgpo
 import lhrm
 from data import lab
-from data.modes import MODES
+from data.modes import MODES, TAGS
 from data.tokenizer import Tokenizer
 from data.verify_code import run_tests
 from model import Config, Transformer
@@ -96,6 +97,17 @@ def polite(lab_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(lab_folder: Path) -> Tokenizer:
     return Tokenizer.from_pretrained(lab_folder / "base")
+
+
+@pytest.fixture
+def untagged(lab_folder: Path, tmp_path: Path) -> Path:
+    """The tiny model with a vocabulary that has no tags: it was never trained on any."""
+    folder = tmp_path / "untagged"
+    shutil.copytree(lab_folder / "base", folder)
+    backend = json.loads((folder / "tokenizer.json").read_text())
+    backend["added_tokens"] = [t for t in backend["added_tokens"] if t["content"] not in TAGS]
+    (folder / "tokenizer.json").write_text(json.dumps(backend))
+    return folder
 
 
 TINY_RUN = {"bf16": False, "gradient_checkpointing": False, "max_tokens_per_device": 128}

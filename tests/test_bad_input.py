@@ -1,6 +1,8 @@
 """Whatever a command is given, what is wrong with it is one line, and the exit code is 2."""
 
+import contextlib
 import dataclasses
+import io
 import shutil
 import signal
 import sys
@@ -305,6 +307,43 @@ def test_the_labs_model_is_not_trained_on_words_that_it_does_not_know(fails, tmp
     rows.write_text('{"question": "Natalia sold 48 clips.", "answer": "#### 48"}\n')
     line = fails("hgpo.py", "--dataset_name", rows, "--output_dir", tmp_path / "lab")
     assert "gsm8k.jsonl: unknown words in 'Natalia sold" in line
+
+
+def test_a_name_of_the_hub_gets_the_line_that_fetches_it(fails, tmp_path):
+    fetch = "pip install huggingface_hub && hf download Qwen/Qwen2.5-0.5B --local-dir Qwen2.5-0.5B"
+    for command in (("sample.py",), ("lhrm.py", "hft"), ("lhrm.py", "eval"), ("hgpo.py",)):
+        line = fails(*command, "--model_name_or_path", "Qwen/Qwen2.5-0.5B")
+        assert line.startswith("error: Qwen/Qwen2.5-0.5B: no such folder") and line.endswith(fetch)
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        assert fails(*command, "--model_name_or_path", "runs/hft").endswith("no such folder")
+    assert fails("sample.py").endswith("runs/lab/hgpo: no such folder: `python hgpo.py` makes it")
+
+
+COMMANDS = [*SETTINGS, ("lhrm.py",), ("prepare",), ("classify",)]
+COMMANDS += [("prepare", "rl"), ("classify", "evaluate"), ("classify", "predict")]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_can_be_printed_on_any_console(command, encoding, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    monkeypatch.setattr(sys, "argv", [*command, "--help"])
+    with contextlib.suppress(SystemExit):
+        run_command(MAIN[command[0]])
+    sys.stdout.flush()
+    text = written.getvalue().decode(encoding)
+    assert text.startswith("usage: ") and "?" not in text.replace("34?", "")
+    if command in SETTINGS:
+        settings = SETTINGS[command]
+        assert all(f"  --{field.name} " in text for field in dataclasses.fields(settings))
+        assert "\npython " in text and text.count(":\n  --") >= len(settings.__mro__) - 2
+
+
+def test_a_console_that_has_not_all_signs_gets_others():
+    text = "π_HFT ≥ 0.5 – ½ ██░ δ…"
+    assert text.encode("ascii", "other_signs") == b"pi_HFT >= 0.5 - ? ##. delta..."
+    assert text.encode("cp1252", "other_signs").decode("cp1252") == "pi_HFT >= 0.5 – ½ ##. delta…"
 
 
 def test_a_command_itself_exits_with_code_2_and_no_traceback():

@@ -13,9 +13,11 @@ import lhrm
 from data import classify, judge, report
 from data.cli import InputError
 from data.judge import Judged
+from data.modes import NO_THINK, THINK, UNSAID
 from data.report import Record, export
 from data.rows import Query
 from lhrm import EvalSettings, results, run_eval
+from sample import Completion
 
 
 @pytest.fixture
@@ -92,16 +94,96 @@ def test_answers_are_sampled_as_the_settings_say(settings, tmp_path):
         ({"eval_domain": "law"}, "--eval_domain law: the queries have maths"),
         ({"export": "evalplus", "output_dir": None}, "--export needs --output_dir"),
         ({"export": "evalplus"}, "--export evalplus: every row needs an id"),
+        ({"export": "evalplus", "dataset_name": "ids.jsonl"}, "HumanEval/0 or Mbpp/2, not mbpp/2"),
+        ({"export": "evalplus", "dataset_name": "few.jsonl"}, "3 tasks of HumanEval, .* all 164"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_computed(
-    change, message, settings, monkeypatch
+    change, message, settings, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(lhrm, "load_policy", None)
+    monkeypatch.chdir(tmp_path)
+    for name, ids in {"ids": ["mbpp/2"], "few": [f"HumanEval/{i}" for i in range(3)]}.items():
+        rows = [json.dumps({"prompt": "?", "answer": "1", "id": i}) + "\n" for i in ids]
+        Path(f"{name}.jsonl").write_text("".join(rows))
     for name, value in change.items():
         setattr(settings, name, value)
     with pytest.raises(InputError, match=message):
         run_eval(settings)
+
+
+# ---------------------------------------------------------------------------- without the mode tags
+
+
+def test_a_model_without_the_tags_is_asked_for_modes_in_words_and_judged_without_the_grammar(
+    settings, untagged, tmp_path, monkeypatch, capsys
+):
+    settings.model_name_or_path = str(untagged)
+    settings.think_instruction, settings.no_think_instruction = "a grass", "a coal"
+    monkeypatch.setattr(classify, "route", lambda prompts, _: ["think"] * 9 + ["no_think"])
+    asked, generate = [], lhrm.generate_as_completed
+
+    def watched(model, tokenizer, prompts, **options):
+        assert set(options["modes"]) == {None}
+        asked.extend(tokenizer.decode(prompt) for prompt in prompts)
+        for place, _ in generate(model, tokenizer, prompts, **options):
+            ids = [*tokenizer.encode("5+1=6"), tokenizer.eos_ids[0]]
+            yield place, [Completion(ids, [0.0] * len(ids), True)] * 2
+
+    monkeypatch.setattr(lhrm, "generate_as_completed", watched)
+    run_eval(settings)
+    ends = [
+        [text.count(f"\n\n{words}<|im_end|>") for text in asked] for words in ("a grass", "a coal")
+    ]
+    assert ends == [[0, 0, 1] * 10, [0, 1, 0] * 10]  # of auto, no_think and think
+    for i, record in enumerate(responses(tmp_path / "out")):
+        modes = {setup: {j["mode"] for j in js} for setup, js in record["responses"].items()}
+        router = {THINK} if i < 9 else {NO_THINK}
+        assert modes == {
+            "think": {THINK},
+            "no_think": {NO_THINK},
+            "auto": {UNSAID},
+            "router": router,
+        }
+        right = float(record["query"]["answers"] == ["6"])
+        assert all(j["reward"] == right for js in record["responses"].values() for j in js)
+    figures = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert figures["router"]["think_ratio"] == 0.9 and figures["router"]["malformed_ratio"] == 0
+    assert figures["router"]["hybrid_accuracy"] == pytest.approx(0.1)  # ties: no_think
+    assert figures["auto"]["think_ratio"] is None and figures["auto"]["hybrid_accuracy"] is None
+    said = json.loads((tmp_path / "out" / "eval_settings.json").read_text())
+    assert said["derived"]["response_format"] == "free"
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained, asked", [(False, "tags"), (True, None), (True, "free")])
+def test_the_response_format_is_free_where_tags_are_new_unless_another_is_asked_for(
+    trained, asked, settings, untagged, tmp_path, capsys
+):
+    settings.response_format = asked
+    if not trained:
+        settings.model_name_or_path = str(untagged)
+    run_eval(settings)
+    said = json.loads((tmp_path / "out" / "eval_settings.json").read_text())
+    assert said["derived"]["response_format"] == (asked or "tags")
+    warned = "warning: <think> and <no_think>: this checkpoint was never trained on it"
+    assert (warned in capsys.readouterr().err) == (not trained)
+    if asked == "tags":
+        figures = json.loads((tmp_path / "out" / "eval.json").read_text())
+        assert figures["think"]["malformed_ratio"] == 1.0
+
+
+def test_an_export_in_free_format_has_what_was_said_also_when_it_is_asked_for_later(
+    settings, untagged, tmp_path
+):
+    settings.model_name_or_path, settings.modes = str(untagged), "auto"
+    run_eval(settings)
+    settings.export = "alpaca_eval"
+    run_eval(settings)  # finished, and only exported
+    rows = json.loads((tmp_path / "out" / "alpaca_eval.json").read_text())
+    texts = [record["responses"]["auto"][0]["text"] for record in responses(tmp_path / "out")]
+    plain = [i for i, text in enumerate(texts) if "<" not in text]
+    assert [rows[i]["output"] for i in plain] == [texts[i].strip() for i in plain] and plain
 
 
 # ------------------------------------------------------------------------------------------ figures

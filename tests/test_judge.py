@@ -26,7 +26,15 @@ import hgpo
 import lhrm
 from data import judge as judges
 from data.cli import InputError, mix_seed, parse_settings
-from data.judge import Judged, JudgeOptions, RewardModel, judge, judge_all, load_reward_model
+from data.judge import (
+    Judged,
+    JudgeOptions,
+    RewardModel,
+    check_formats,
+    judge,
+    judge_all,
+    load_reward_model,
+)
 from data.modes import MODES, NO_THINK, parse_response
 from data.report import TOTALS, step_metrics
 from data.rows import Query, read_queries
@@ -697,3 +705,67 @@ def test_the_sandbox_is_tried_before_anything_long(lab_folder, tmp_path, monkeyp
     with pytest.raises(OSError, match="sandbox: no Landlock"):
         hgpo.run(hgpo_settings(lab_folder, tmp_path / "run", dataset_name=str(rows)))
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------ without the grammar
+
+
+@pytest.mark.parametrize(
+    "text, gold, right",
+    [
+        ("She sells 9 for 2 dollars each.\nSo she makes $18 a day.", "18", True),
+        ("9 * 2 = 18. That is the answer.\nShe has 7 left.", "18", False),  # the last number
+        ("It is \\boxed{18}, of 20.", "18", True),
+        ("The answer is 18. There were 20.", "18", True),
+        ("She makes 1,800.50 dollars.", "1800.5", True),
+        ("From 20 to -2.", "-2", True),
+        ("A range of 20-2", "2", True),  # a hyphen, not a sign
+        ("<think>9 times 2: 17?</think>18", "18", True),
+        ("<think>it is 18</think>perhaps 17", "18", False),  # what comes after the reasoning
+        ("<no_think>18</no_think>", "18", True),
+        ("Paris", "paris", True),
+        ("I think that it is Paris", "paris", False),  # of words, all that is said counts
+        ("none", "18", False),
+        ("", "18", False),
+    ],
+)
+def test_in_free_format_the_answer_is_looked_for_in_all_that_is_said(text, gold, right):
+    query = Query([QUESTION], [gold], "", "maths")
+    judged = judge(query, completion(text), PLAIN, response_format="free")
+    assert judged.reward == right and judged.well_formed == bool(text)
+    assert judge(query, completion(text, False), PLAIN, response_format="free").reward == 0
+
+
+def test_in_free_format_the_reward_model_sees_what_follows_the_reasoning():
+    model, shown = fake_judge([0.7, 0.3])
+    cases = [(OPEN, completion("Hello.")), (OPEN, completion("<think>Hm.</think></think>Hi."))]
+    judged = judge_all(cases, PLAIN, model, response_format="free")
+    assert [j.reward for j in judged] == [0.7, 0.3]
+    assert [answer for _, answer in shown] == ["Hello.", "Hi."]
+
+
+# ----------------------------------------------------------------------------- the first small look
+
+
+@pytest.mark.parametrize("malformed, cut, stops", [(14, 14, False), (29, 0, True), (0, 29, True)])
+def test_nothing_is_learnt_from_where_nearly_all_of_a_small_rollout_is_malformed_or_cut(
+    malformed, cut, stops, monkeypatch
+):
+    texts = [completion("<think>4</think>")] * malformed + [completion("<think>2", False)] * cut
+    texts += [completion("<no_think>4</no_think>")] * (32 - malformed - cut)
+    asked = []
+
+    def drawn(policy, tokenizer, prompts, *, modes, **sampling):
+        asked.extend(zip(prompts, modes))
+        yield from ((i, [text]) for i, text in enumerate(texts))
+
+    monkeypatch.setattr(judges, "generate_as_completed", drawn)
+    tokenizer = SimpleNamespace(encode_chat=lambda p: p[0]["content"], decode=PLAIN.decode)
+    given = (None, tokenizer, asking(*"abcdefgh"), lhrm.start(False), 0, 9, 8, 1.0)
+    if stops:
+        counts = f"{malformed} are malformed and {cut} cut at --max_completion_length 9"
+        with pytest.raises(InputError, match=f"of 32 first responses, {counts}.*lhrm.py hft"):
+            check_formats(*given)
+    else:
+        check_formats(*given)
+    assert asked == [(c, mode) for mode in MODES for c in "aabbccddeeffgghh"]

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from conftest import ROOT, run, tiny_model
 
 import sample
-from data.chat import chat
+from data import chat as chats
+from data import classify
+from data.chat import chat, streamer
 from data.cli import InputError
 from sample import Completion, draw, generate
 
@@ -350,6 +352,43 @@ def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path, monkeypat
     assert [json.loads(line)["prompt"] for line in lines] == expected
 
 
+def test_the_router_forces_tags_that_the_model_knows_and_asks_in_words_where_they_are_new(
+    lab_folder, untagged, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(classify, "route", lambda asked, _: ["think", "no_think"][: len(asked)])
+    questions = tmp_path / "questions.txt"
+    questions.write_text("7+5=\nhello ada\n")
+    seen, generate = [], sample.generate_as_completed
+
+    def watched(model, tokenizer, prompts, *, modes, **options):
+        seen.append([tokenizer.decode([*prompt]) for prompt in prompts])
+        seen.append(modes)
+        return generate(model, tokenizer, prompts, modes=modes, **options)
+
+    def printed(model, *arguments):
+        common = ["sample.py", "--model_name_or_path", model, "--max_completion_length", 4]
+        words = ["--think_instruction", "a grass", "--no_think_instruction", "a coal"]
+        monkeypatch.setattr(sys, "argv", [*map(str, [*common, *words, *arguments])])
+        sample.main()
+        out, err = capsys.readouterr()
+        assert "warning" not in err
+        return out
+
+    monkeypatch.setattr(sample, "generate_as_completed", watched)
+    file = ("--prompt_file", questions, "--mode", "router")
+    rows = [json.loads(line) for line in printed(lab_folder / "base", *file).splitlines()]
+    assert [row["router"] for row in rows] == ["think", "no_think"] == seen[1]
+    assert [row["responses"][0].split(">")[0] for row in rows] == ["<think", "<no_think"]
+    assert seen[0][0].count("7+5=<|im_end|>") == 1
+    rows = [json.loads(line) for line in printed(untagged, *file).splitlines()]
+    assert [row["router"] for row in rows] == ["think", "no_think"] and seen[3] == [None, None]
+    assert "7+5=\n\na grass<|im_end|>" in seen[2][0] and "\n\na coal<|im_end|>" in seen[2][1]
+    assert [row["prompt"] for row in rows] == ["7+5=", "hello ada"]  # as they were asked
+    one = ("--prompt", "7+5=", "--mode", "router")
+    assert printed(lab_folder / "base", *one).startswith("[router: think] <think>")
+    assert printed(untagged, *one).startswith("[router: think] ")
+
+
 def test_the_answers_of_a_file_come_in_its_order_while_others_are_still_to_be_sampled(
     lab_folder, tmp_path, monkeypatch, capsys
 ):
@@ -421,6 +460,12 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C at a prompt, once Python waits there: what comes before it looks up is not seen
+        until the next key."""
+        time.sleep(0.5)
+        self.type("\x03")
+
     def exit_code(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
 
@@ -445,8 +490,45 @@ def test_a_chat_sets_the_mode_remembers_forgets_and_survives_ctrl_c(lab_folder):
     terminal.wait_for("no_think> ")
     terminal.type("/what\n")
     assert "/new starts a new conversation" in terminal.wait_for("no_think> ")
-    terminal.type("/exit\n")
+    terminal.interrupt()
+    terminal.wait_for("[Ctrl-C again ends the chat]")
+    terminal.wait_for("no_think> ")
+    terminal.type("/router\n")
+    terminal.wait_for("router> ")
+    terminal.interrupt()
+    terminal.wait_for("[Ctrl-C again ends the chat]")
+    terminal.wait_for("router> ")
+    terminal.interrupt()
     assert terminal.exit_code() == 0
+
+
+@pytest.mark.parametrize(
+    "text, hidden, shown",
+    [
+        ("<think>7+5=12</think>12", False, "[thinking] 7+5=12\n12"),
+        ("<think>7+5=12</think>12", True, "[thinking] \n12"),
+        ("<no_think>12</no_think>", True, "[not thinking] 12"),
+        ("<think>7<no_think>5</think>1</think>2", False, "[thinking] 7<no_think>5\n1</think>2"),
+        ("<think>7+5", True, "[thinking] "),
+        ("12", True, "[opened with neither tag] 12"),
+        ("", False, "[opened with neither tag] "),
+    ],
+)
+def test_a_chat_shows_the_mode_once_and_reasoning_if_it_shall(
+    text, hidden, shown, tokenizer, capsys
+):
+    show = streamer(tokenizer, hidden)
+    for token in [*tokenizer.encode(text), tokenizer.eos_ids[0]]:
+        show(token)
+    assert capsys.readouterr().out == shown
+
+
+def test_reasoning_is_dimmed_in_a_terminal(tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(chats, "dimming", lambda: ("(", ")"))
+    show = streamer(tokenizer, False)
+    for token in tokenizer.encode("<think>7+5=12</think>12"):
+        show(token)
+    assert capsys.readouterr().out == "[thinking] (7+5=12)\n12"
 
 
 def test_a_chat_is_one_conversation_until_new_starts_another(tokenizer, monkeypatch, capsys):

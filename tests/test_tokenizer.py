@@ -4,12 +4,14 @@ import json
 
 import pytest
 import tokenizers
+import torch
 from conftest import assert_transformers_generates_the_same, bare_tokenizer, tiny_model
 
 import lhrm
 from data.cli import InputError
 from data.modes import MODES
 from data.tokenizer import CHATML, ChatFormat, Tokenizer, learn_format
+from model import Transformer, read_header
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 QUESTION = {"role": "user", "content": "2+2?"}
@@ -131,13 +133,13 @@ def checkpoint(folder, family="chatml", model_type="llama"):
     return folder
 
 
-def export(source, folder):
+def export(source, folder, **changes):
     """What Hybrid Fine-Tuning leaves of a checkpoint."""
     rows = source / "rows.jsonl"
     rows.write_text('{"prompt": "2+2?", "answer": "4"}\n')
     settings = lhrm.HFTSettings(
         model_name_or_path=str(source), dataset_name=str(rows), output_dir=str(folder),
-        max_steps=1, batch_size=1, bf16=False,
+        max_steps=1, batch_size=1, bf16=False, **changes,
     )  # fmt: skip
     lhrm.hft(settings)
     return folder
@@ -362,3 +364,38 @@ def test_half_a_surrogate_pair_in_a_file_is_refused_when_it_is_read(tmp_path):
 def test_text_that_is_no_unicode_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot encode"):
         Tokenizer.from_pretrained(bare_tokenizer(tmp_path)).encode("\ud800")
+
+
+def test_the_template_marks_what_is_trained_on_for_the_trainers_that_ask(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = export(checkpoint(tmp_path / "base"), tmp_path / "ours")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = [QUESTION, AT_ONCE, QUESTION, THOUGHT]
+    made = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    marked = [i for i, m in zip(made["input_ids"], made["assistant_masks"]) if m]
+    ours = Tokenizer.from_pretrained(folder)
+    # The answer and the token that ends it: no earlier answer, whose tags are gone, and no newline.
+    assert marked == [*ours.encode(THOUGHT["content"]), ours.eos_ids[0]]
+    assert made["input_ids"] == ours.encode_chat(messages, add_generation_prompt=False)
+
+
+def test_a_tag_that_is_new_to_a_checkpoint_is_warned_of_once(tmp_path, capsys):
+    tokenizer = Tokenizer.from_pretrained(checkpoint(tmp_path / "base"))
+    tokenizer.warn_of_new_tags(["auto", "router"])
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        tokenizer.warn_of_new_tags(["think", "auto"])
+    said = "warning: <think>: this checkpoint was never trained on it: expect malformed responses\n"
+    assert capsys.readouterr().err == said
+    trained = Tokenizer.from_pretrained(export(tmp_path / "base", tmp_path / "ours"))
+    trained.warn_of_new_tags(MODES)
+    assert trained.new_tags == [] and "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked, saved", [(None, "BF16"), ("float32", "F32"), ("float16", "F16")])
+def test_a_model_is_exported_in_the_dtype_of_its_base_or_as_asked(asked, saved, tmp_path):
+    base = checkpoint(tmp_path / "base")
+    Transformer.from_pretrained(base).save_pretrained(base, torch.bfloat16)
+    folder = export(base, tmp_path / "ours", export_dtype=asked)
+    assert {dtype for dtype, _ in read_header(folder / "model.safetensors").values()} == {saved}
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] in (asked, "bfloat16")

@@ -29,7 +29,7 @@ from conftest import (
 
 import hgpo
 import lhrm
-from data import runs
+from data import report, runs
 from data.cli import InputError, mix_seed
 from data.judge import judge
 from data.modes import MODES
@@ -103,18 +103,45 @@ def test_hft_lowers_the_loss_and_logs_what_it_claims(lab_folder, tmp_path):
     runtime = lhrm.start(False)
     policy, tokenizer = lhrm.load_policy(lab_folder / "base", runtime, False)
     rows = list(read_hft_rows(settings.dataset_name))
-    total = 0.0
+    total, tokens = 0.0, 0
     for i in batch_indices(len(rows), 16, 0, seed=0):
         _, messages, text = rows[i]
         response = tokenizer.encode(text) + tokenizer.eos_ids[:1]
         scores = lhrm.score_responses(policy, [tokenizer.encode_chat(messages)], [response])
         total -= scores.log_probs.sum().item() / 16
+        tokens += len(response)
     assert log[0]["loss"] == pytest.approx(total, rel=1e-4)
+    assert log[0]["loss_per_token"] == pytest.approx(total * 16 / tokens, rel=1e-4)
 
 
-def test_hft_logs_every_few_steps_and_the_last_one(lab_folder, tmp_path):
+def test_hft_logs_every_few_steps_and_the_last_one_and_its_bar_moves_at_each(
+    lab_folder, tmp_path, monkeypatch, capsys
+):
+    shown = []
+    monkeypatch.setattr(report, "show_on_bar", lambda bar, figures: shown.append(figures["loss"]))
     lhrm.hft(hft_settings(lab_folder, tmp_path, max_steps=5, logging_steps=2))
-    assert [entry["step"] for entry in log_of(tmp_path)] == [2, 4, 5]
+    assert [entry["step"] for entry in log_of(tmp_path)] == [2, 4, 5] and len(shown) == 5
+    printed = capsys.readouterr().out
+    first, defaults = printed[printed.index("Hybrid Fine-Tuning") :].split("by default: ")
+    assert (
+        "  max_steps                    5\n" in first and "  rows                         " in first
+    )
+    assert "warmup_ratio=0.1, " in defaults and "max_steps" not in defaults
+
+
+@pytest.mark.parametrize("method", ["hgpo", "dpo", "rft"])
+def test_a_model_that_knows_neither_form_is_not_trained_on_its_responses(
+    method, lab_folder, tmp_path
+):
+    train, make = RUNS[method]
+    settings = make(lab_folder, tmp_path, allow_malformed=False)
+    with pytest.raises(InputError, match="of 32 first responses, .* --allow_malformed goes on"):
+        train(settings)
+    assert not (tmp_path / "log.jsonl").exists()
+    settings.allow_malformed, settings.max_steps = True, 1
+    if method == "hgpo":
+        train(settings)  # in the same folder
+        assert len(log_of(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
