@@ -150,7 +150,7 @@ def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> 
                 print(f"{dimming()[1]} [stopped: this turn is forgotten]")
                 continue
             except InputError as error:
-                print(f"[{error}]")
+                print(f"{dimming()[1]}[{error}]")
                 continue
             text, seconds = completion.text(tokenizer), time.perf_counter() - began
             messages = [*conversation, {"role": "assistant", "content": text}]

@@ -432,7 +432,9 @@ def check_export(kind: str, queries: Sequence[Query]) -> None:
         raise InputError(f"--export {kind}: every row needs an id")
     if kind != "evalplus":
         return
-    names = [query.id.partition("/") for query in queries]
+    names = [query.id.partition("/") for query in queries if query.tests]
+    if not names:
+        raise InputError("--export evalplus: no row has tests")
     for name, slash, number in names:
         if name not in EVALPLUS or not number.isdecimal():
             found = f"{name}{slash}{number}"
@@ -453,6 +455,8 @@ def export(
     rows: list[dict[str, Any]] = []
     for record in records:
         query = record.query
+        if kind == "evalplus" and not query.tests:
+            continue
         read = READERS[response_format]
         answers = [read(response.text).answer for response in record.responses[setup]]
         answer = answers[0]

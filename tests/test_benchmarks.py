@@ -146,7 +146,6 @@ def test_one_run_evaluates_every_benchmark(lab_folder, tmp_path):
         modes="auto,router",
         eval_num_generations=1,
         eval_max_completion_length=2,
-        export="evalplus",
         bf16=False,
     )
     lhrm.run_eval(settings)
@@ -155,5 +154,10 @@ def test_one_run_evaluates_every_benchmark(lab_folder, tmp_path):
     assert result["queries"] - result["graded"] == 805 + 750
     assert set(result["by_level"]) >= {"1", "2", "3", "4", "5"}
     assert result["auto"]["pass@1"] == 0 and result["auto"]["malformed_ratio"] == 1
-    lines = (tmp_path / "evalplus.jsonl").read_text().splitlines()
+    files = [name for name in settings.dataset_name.split(",") if "sanitized" not in name]
+    settings.dataset_name, settings.output_dir = ",".join(files), str(tmp_path / "programs")
+    settings.export = "evalplus"
+    lhrm.run_eval(settings)
+    lines = (tmp_path / "programs" / "evalplus.jsonl").read_text().splitlines()
+    assert len(lines) == 164 + 399
     assert {"HumanEval/0", "Mbpp/2"} <= {json.loads(line)["task_id"] for line in lines}

@@ -94,6 +94,10 @@ def test_answers_are_sampled_as_the_settings_say(settings, tmp_path):
         ({"eval_domain": "law"}, "--eval_domain law: the queries have maths"),
         ({"export": "evalplus", "output_dir": None}, "--export needs --output_dir"),
         ({"export": "evalplus"}, "--export evalplus: every row needs an id"),
+        (
+            {"export": "evalplus", "dataset_name": "none.jsonl"},
+            "--export evalplus: no row has tests",
+        ),
         ({"export": "evalplus", "dataset_name": "ids.jsonl"}, "HumanEval/0 or Mbpp/2, not mbpp/2"),
         ({"export": "evalplus", "dataset_name": "few.jsonl"}, "3 tasks of HumanEval, .* all 164"),
     ],
@@ -104,8 +108,11 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
     monkeypatch.setattr(lhrm, "load_policy", None)
     monkeypatch.chdir(tmp_path)
     for name, ids in {"ids": ["mbpp/2"], "few": [f"HumanEval/{i}" for i in range(3)]}.items():
-        rows = [json.dumps({"prompt": "?", "answer": "1", "id": i}) + "\n" for i in ids]
+        rows = [
+            json.dumps({"prompt": "?", "tests": "assert f(1) == 2", "id": i}) + "\n" for i in ids
+        ]
         Path(f"{name}.jsonl").write_text("".join(rows))
+    Path("none.jsonl").write_text('{"prompt": "?", "answer": "1", "id": "a"}\n')
     for name, value in change.items():
         setattr(settings, name, value)
     with pytest.raises(InputError, match=message):
@@ -241,10 +248,13 @@ def test_math_verify_judges_where_it_is_installed(settings, tmp_path, monkeypatc
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add one."}]
 PROGRAM = "<think>hm</think>Here:\n```python\ndef f(x): return x + 1\n```"
+TESTS = "assert f(1) == 2"
 EXPORTED = [
-    Record(Query(ASKED, [], "", "code", "", "Mbpp/2", "vicuna"), {"auto": [judged(None, PROGRAM)]}),
     Record(
-        Query(ASKED, [], "", "code", "", "Mbpp/3", "vicuna"),
+        Query(ASKED, [], "", "code", TESTS, "Mbpp/2", "vicuna"), {"auto": [judged(None, PROGRAM)]}
+    ),
+    Record(
+        Query(ASKED, [], "", "code", TESTS, "Mbpp/3", "vicuna"),
         {"auto": [judged(None, "<think>never ends")]},
     ),
 ]
