@@ -143,7 +143,7 @@ def policy_loss(
     """−J(θ) of Eq. 11, to minimise. Tensors (R, T), of a micro-batch -> scalar.
 
     weights: of each token, by `loss_weights`, 0 past a response's end. They are already divided by
-    the counts of the whole step, so that the losses of its micro-batches and ranks add up to it.
+    the counts of the whole step, so that the losses of micro-batches and ranks add up to its loss.
     ref_log_probs: None where beta is 0.
     """
     ratio = (log_probs - old_log_probs).exp()  # Eq. 11, ρ_t
@@ -184,7 +184,7 @@ def best_place(rewards: Tensor, lengths: Tensor) -> Tensor:
     """The place of the highest reward. Ties go to the shorter response, then to the first.
     (B, n) each -> (B,) int."""
     highest = rewards == rewards.amax(-1, keepdim=True)
-    # Eq. 18, 20: argmax; called with negative rewards, Eq. 18's argmin
+    # Eq. 18, 20: argmax; called with negated rewards, Eq. 18's argmin
     return torch.where(highest, lengths.double(), math.inf).argmin(-1)
 
 
@@ -217,7 +217,7 @@ def dpo_loss(
 def rft_choices(rewards: Tensor, lengths: Tensor) -> Tensor:
     """The best response of each query (Eq. 20): (B, 2, G) each -> (B,) int, places among the 2G.
 
-    NO_RESPONSE where the best reward is 0: there is no right answer to learn from.
+    NO_RESPONSE where the best reward is 0: there is nothing to learn from.
     """
     best = best_place(rewards.flatten(1), lengths.flatten(1))  # Eq. 20
     return torch.where(rewards.flatten(1).amax(-1) > 0, best, NO_RESPONSE)
@@ -245,7 +245,7 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
         4096, "most tokens of a response in training", maximum=MAX_TOKENS
     )
     rollout_batch_size: int = setting(128, "responses that a process samples at once in training")
-    allow_malformed: bool = setting(False, "go on with a model that knows neither form of response")
+    allow_malformed: bool = setting(False, "train even if nearly all first responses are malformed")
     save_steps: int = setting(20, "steps between two checkpoints")
 
 
@@ -267,7 +267,9 @@ class HGPOSettings(PolicyOptions):
     epsilon: float = setting(0.5, "ε, clip range of the ratio (Eq. 11)")
     beta: float = setting(0.001, "β, weight of the KL term (Eq. 11); 0: no reference model")
     estimator: str = setting("grpo", "advantages by Eq. 10, 23, 22", tuple(ESTIMATORS))
-    gamma: float | None = setting(None, "γ of Eq. 22; unset: 0.99 for reinforce++", maximum=1)
+    gamma: float | None = setting(
+        None, "γ of Eq. 22; unset: 0.99 for reinforce++, else 1", maximum=1
+    )
     loss_type: str = setting("hgpo", "what divides Eq. 11's sum over tokens", LOSS_TYPES)
     learning_rate: float = setting(1e-6, "peak learning rate")
     lr_scheduler_type: str = setting("constant", "what follows the warm-up", ("constant", "cosine"))
@@ -777,20 +779,19 @@ def train_and_evaluate(
         (settings.eval_dataset_name, held_out, settings.eval_max_completion_length),
     ):
         check_contexts(asked, tokenizer, limit, policy.config.max_position_embeddings, name)
-    if reward_model:
-        with lhrm.gathered(policy):
-            derived["reward_shift"] = reward_model.find_shift(
-                policy, tokenizer, [queries, held_out], runtime, settings.seed,
-                settings.max_completion_length, settings.rollout_batch_size, settings.temperature,
-            )  # fmt: skip
-    run.begin(settings.method.upper(), derived)
+    sampling = (
+        settings.seed, settings.max_completion_length, settings.rollout_batch_size,
+        settings.temperature,
+    )  # fmt: skip
     tokenizer.warn_of_new_tags(MODES)
-    if not (settings.allow_malformed or run.newest):
-        with lhrm.gathered(policy):
-            check_formats(
-                policy, tokenizer, queries, runtime, settings.seed, settings.max_completion_length,
-                settings.rollout_batch_size, settings.temperature,
-            )  # fmt: skip
+    with lhrm.gathered(policy):
+        if not (settings.allow_malformed or run.newest):
+            check_formats(policy, tokenizer, queries, runtime, *sampling)
+        if reward_model:
+            derived["reward_shift"] = reward_model.find_shift(
+                policy, tokenizer, [queries, held_out], runtime, *sampling
+            )
+    run.begin(settings.method.upper(), derived)
 
     def evaluation(stage: str, kept: report.Unfinished[Any] | None = None) -> dict[str, Any]:
         records = lhrm.evaluate(

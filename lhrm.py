@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data import classify, judge, processes, report
 from data.cli import InputError, mix_seed, progress, setting
 from data.judge import Judged, RewardModel, check_verifiers, judge_all, load_reward_model
-from data.modes import MODES, NEITHER, NO_THINK, READERS, THINK, UNSAID
+from data.modes import MODES, NO_THINK, READERS, THINK, UNSAID
 from data.optimizer import OptimizerOptions, make_optimizer, optimizer_step, scheduled_rate
 from data.processes import PATIENCE, Runtime, start, stop
 from data.report import Log, Record, Stopwatch, Unfinished
@@ -88,7 +88,8 @@ def summarize(records: Sequence[Record], margin: float) -> dict[str, Any]:
     """The number of records, and the figures of each setup.
 
     Figures that rest on rewards (pass@1, H_acc) are over the graded records, and None if there are
-    none. H_acc is None unless both modes were forced, and where responses need not say their mode.
+    none. H_acc is None if a mode was not forced, or if a response need not show its mode; the think
+    ratio leaves such responses out.
     """
     setups = list(records[0].responses)
     graded = [record for record in records if record.graded]
@@ -370,7 +371,7 @@ class EvalSettings(EvalOptions, classify.RouterOptions):
     )  # fmt: skip
     response_format: str | None = setting(
         None, "tags: a mode is forced by its tag, and the grammar counts; free: it is asked for in "
-        "words, and the answer is looked for in all that is said; unset: free where tags are new",
+        "words, and the answer looked for in what follows the thought; unset: free if tags are new",
         tuple(READERS),
     )  # fmt: skip
     output_dir: str | None = setting(None, "folder for figures and responses; unset: not written")
@@ -382,7 +383,7 @@ class EvalSettings(EvalOptions, classify.RouterOptions):
 
 
 class Asked(NamedTuple):
-    """A query as it is put to a model, in a mode (`setup`); if that is none, the model chooses."""
+    """A query as it is put to a model, in a mode; with the `setup` "auto" the model chooses."""
 
     query: Query
     prompt: list[int]
@@ -435,12 +436,12 @@ def evaluate(
     unfinished: Unfinished[Record] | None = None,
     response_format: str = "tags",
 ) -> list[Record]:
-    """Answer every query in both forced modes and freely; returns all ranks' records, in order, but
-    without the texts, which nothing is computed from.
+    """Answer every query in both modes, forced or asked for in words, and freely; returns all
+    ranks' records, in order, but without the texts, which nothing is computed from.
 
     setups: others than these three, for each query. unfinished: where records are kept with their
-    texts; those that are there already are not made again. response_format: with "free", `settings`
-    are EvalSettings, whose instructions ask for a mode.
+    texts; those that are there already are not made again. response_format: "free" asks for a mode
+    by the instructions of `settings`, which then are RouterOptions, too.
     """
     free = response_format == "free"
     done = unfinished.rows if unfinished else {}
@@ -482,10 +483,10 @@ def evaluate(
 
 
 def in_setup(judged: Judged, setup: str) -> Judged:
-    """A response in free format with the mode that it was asked for, if it was asked for one."""
-    unsaid = UNSAID if judged.mode == NEITHER else judged.mode
-    mode = MODES.index(setup) if setup in MODES else unsaid
-    return dataclasses.replace(judged, mode=mode)
+    """A response in free format, with the mode that it was asked for, if it was asked for one."""
+    mode = MODES.index(setup) if setup in MODES else UNSAID
+    leaked = mode == NO_THINK and ("<think>" in judged.text or "</think>" in judged.text)
+    return dataclasses.replace(judged, mode=mode, leaked=leaked)
 
 
 def without_texts(responses: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
@@ -515,7 +516,7 @@ def run_eval(settings: EvalSettings) -> None:
         if run and run.finished:  # its figures may be asked for by another margin or domain
             run.tell_that_it_is_finished()
             records = report.read_responses(run.folder / "responses.jsonl", queries)
-            response_format = run.derived["response_format"]
+            response_format = run.derived.get("response_format", "tags")
         else:
             records, response_format = evaluate_setups(settings, queries, asked, runtime, run)
         result = results(records, settings.hacc_margin, settings.eval_domain)
@@ -561,6 +562,7 @@ def evaluate_setups(
             derived["reward_shift"] = reward_model.find_shift(
                 model, tokenizer, [queries], runtime, settings.seed, limit,
                 settings.eval_batch_size, settings.eval_temperature, settings.eval_top_p,
+                response_format,
             )  # fmt: skip
     if run:
         run.begin("Evaluation", derived)

@@ -4,7 +4,7 @@ The paper removes the complex queries of WildChat with FastText. `Classifier` is
 a text (Joulin et al., "Bag of Tricks for Efficient Text Classification", 2016): the mean of the
 embeddings of its words and word n-grams, a linear layer, the logistic loss. Words are hashed like
 the n-grams, so that there is no dictionary to build or to store. `Rules` needs no training. Either
-can also route queries at evaluation, without the hybrid training: complex ones think.
+can also route queries, without the hybrid training: complex ones think.
 
 Both see the kind of a text, not how hard it is: an easy sum looks complex to them, a hard riddle in
 everyday words simple, and a kind of text that was not trained on may look like anything.
@@ -169,7 +169,7 @@ def load(folder: str | None) -> Classifier | Rules:
 
 @dataclass
 class RouterOptions:
-    """How a router chooses modes, and how they are asked for where the tags are new."""
+    """How a router chooses modes, and how a mode is asked for in words."""
 
     classifier_name_or_path: str | None = setting(None, "router's classifier; unset: a few rules")
     think_instruction: str = setting("Think step by step.", "added to a query that shall think")

@@ -30,8 +30,8 @@ from sample import Completion, generate_as_completed
 T = TypeVar("T")
 R = TypeVar("R")
 FIRST_BATCH = 64  # responses in each mode, which show a reward model's usual logit
-FIRST_ROLLOUT = 16  # responses in each mode, which show whether a policy knows the two forms …
-MALFORMED = 0.9  # … or not: the share that does not follow them
+FIRST_ROLLOUT = 16  # responses in each mode that are looked at before a training
+MALFORMED = 0.9  # share of them that is malformed or cut, from which on it is refused
 
 
 def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
@@ -102,11 +102,11 @@ class JudgeOptions:
 class Judged:
     """A sampled response with its reward."""
 
-    mode: int  # THINK, NO_THINK or NEITHER, by the tag that opens the response
+    mode: int  # THINK, NO_THINK or NEITHER, by the tag that opens it; in free format, as asked for
     reward: float | None  # Eq. 7: 0 unless well formed; by rule, 1 if right; None: not judged
     length: int  # number of generated tokens
     finished: bool  # ended with a stop token
-    well_formed: bool  # follows the grammar, and is finished
+    well_formed: bool  # finished, and in the grammar; in free format: finished, with an answer
     leaked: bool  # a no_think response with a think tag inside
     text: str
     definite: bool = True  # judged by rule; otherwise by the reward model
@@ -130,9 +130,11 @@ def judge(
     if query.tests and well_formed:
         right, _ = run_tests(extract_code(response.answer, query.tests), query.tests)
     else:
-        same, answer = VERIFIERS[verifier], response.answer
-        found = likely_answer if response_format == "free" else lambda text, _: text
-        right = well_formed and any(same(found(answer, gold), gold) for gold in query.answers)
+        same = VERIFIERS[verifier]
+        cases = [(response.answer, gold) for gold in query.answers]
+        if response_format == "free":
+            cases = [(likely_answer(answer, gold), gold) for answer, gold in cases]
+        right = well_formed and any(same(answer, gold) for answer, gold in cases)
     return Judged(
         mode=response.mode_number,
         reward=float(right) if query.definite else None,  # Eq. 7
@@ -184,22 +186,27 @@ def sample_evenly(
     count: int,
     runtime: Runtime,
     seed: int,
-    description: str,
+    name: str,
+    response_format: str = "tags",
     **options: Any,
 ) -> Iterator[tuple[Query, Completion]]:
-    """This rank's share of `count` responses in each mode, by a policy whose parameters are
-    gathered, to queries that are evenly spaced. options: of `generate_as_completed`."""
+    """Sample `count` responses in each mode to evenly spaced queries, or in free format as many in
+    no mode; yields this rank's share. The policy's parameters are gathered.
+
+    name: what the bar and the seeds are called. options: of `generate_as_completed`.
+    """
     asked = [
-        (queries[i * len(queries) // count], mode, mix_seed(seed, description, i, mode))
+        (queries[i * len(queries) // count], mode, mix_seed(seed, name, i, mode))
         for mode in MODES
         for i in range(count)
     ]
     mine = runtime.share(asked)  # on some ranks none
     groups = generate_as_completed(
         policy, tokenizer, [tokenizer.encode_chat(query.prompt) for query, _, _ in mine],
-        modes=[mode for _, mode, _ in mine], seed=[own_seed for _, _, own_seed in mine], **options,
+        modes=[mode if response_format == "tags" else None for _, mode, _ in mine],
+        seed=[own_seed for _, _, own_seed in mine], **options,
     )  # fmt: skip
-    for place, [completion] in progress(groups, description, total=len(mine), unit="response"):
+    for place, [completion] in progress(groups, name, total=len(mine), unit="response"):
         yield mine[place][0], completion
 
 
@@ -213,8 +220,8 @@ def check_formats(
     batch_size: int,
     temperature: float,
 ) -> None:
-    """Raise InputError if nearly all responses of a small rollout are malformed or cut: their
-    rewards are all 0, and there is nothing to learn from them."""
+    """Raise InputError if nearly all responses of a first small rollout are malformed or cut: with
+    rewards of 0 there is nothing to learn."""
     malformed = cut = 0
     with runtime.apart():
         for _, completion in sample_evenly(
@@ -230,7 +237,8 @@ def check_formats(
         raise InputError(
             f"of {total} first responses, {malformed} are malformed and {cut} cut at "
             f"--max_completion_length {max_new_tokens}: there is nothing to learn from. Teach both "
-            "forms first (lhrm.py hft), or allow longer responses; --allow_malformed goes on"
+            "forms first (lhrm.py hft, with more steps or a higher learning rate if it did not), or "
+            "allow longer responses; --allow_malformed goes on"
         )
 
 
@@ -314,6 +322,7 @@ class RewardModel:
         batch_size: int,
         temperature: float,
         top_p: float = 1.0,
+        response_format: str = "tags",
     ) -> float:
         """The shift. Unless it is known, it becomes the mean logit of a first batch of answers.
 
@@ -327,17 +336,17 @@ class RewardModel:
             return self.shift
         [queries, *_] = filter(None, ([q for q in s if not q.definite] for s in sets))
         responses = sample_evenly(
-            policy, tokenizer, queries, FIRST_BATCH, runtime, seed, "reward shift",
+            policy, tokenizer, queries, FIRST_BATCH, runtime, seed, "reward shift", response_format,
             max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature,
             top_p=top_p,
         )  # fmt: skip
         prompts, answers = [], []
         with runtime.apart():
             for query, completion in responses:
-                judged = judge(query, completion, tokenizer)
+                judged = judge(query, completion, tokenizer, response_format=response_format)
                 if judged.well_formed:
                     prompts.append(query.prompt)
-                    answers.append(parse_response(judged.text).answer)
+                    answers.append(READERS[response_format](judged.text).answer)
             logits = self.logits(prompts, answers).tolist()
         found = list(filter(math.isfinite, itertools.chain(*runtime.gather([logits]))))
         if not found and runtime.rank == 0:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 MODES = ("think", "no_think")  # ⊢ and ⊬. Where a mode is a number, it is its place in this tuple.
 THINK, NO_THINK = range(len(MODES))
 NEITHER = -1  # the "mode" of a response that opens with neither tag
-UNSAID = -2  # and of one that need not: no mode was asked for, and the grammar does not count
+UNSAID = -2  # and of one that need not show a mode: none was asked for, in free format
 TAGS = ("<think>", "</think>", "<no_think>", "</no_think>")
 
 TAG = re.compile("|".join(map(re.escape, TAGS)))
@@ -51,8 +51,8 @@ def parse_response(text: str) -> Response:
 
 
 def read_freely(text: str) -> Response:
-    """Read a response of a model that may not know the grammar: what comes after its reasoning, if
-    it closes any, and without tags, is the answer."""
+    """Read a response of a model that may not know the grammar. The answer is the text after the
+    last </think>, or all of the text if there is none; tags are removed."""
     response = parse_response(text)
     if response.well_formed:
         return response

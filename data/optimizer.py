@@ -20,7 +20,7 @@ class OptimizerOptions:
     lr_scheduler_type: str = setting("cosine", "what follows the warm-up", ("cosine", "constant"))
     warmup_ratio: float = setting(0.1, "share of steps in which the rate rises", maximum=1)
     weight_decay: float = setting(0.0, "weight decay of AdamW, on matrices only")
-    max_grad_norm: float = setting(1.0, "largest gradient norm, to which it is clipped; 0: any")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm; 0: never")
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:

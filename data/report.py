@@ -34,9 +34,7 @@ from data.verify_code import extract_code
 
 EVALPLUS = {"HumanEval": 164, "Mbpp": 378}  # its tasks; it refuses samples that leave some out
 EXPORTS = ("alpaca_eval", "evalplus", "arena_hard", "livecodebench")
-MAX_TESTS = (
-    10_000  # characters of a query's tests in a record; inputs and outputs may have millions
-)
+MAX_TESTS = 10_000  # characters of a query's tests in a record; inputs may have millions
 T = TypeVar("T")
 
 
@@ -107,8 +105,8 @@ def level_bars(name: str, result: dict[str, Any], setup: str = "auto") -> str:
     """Think ratio by level, as bars."""
     lines = [f"think ratio by level, {name}"]
     for level, figures in result["by_level"].items():
-        ratio = figures[setup]["think_ratio"] or 0.0
-        lines.append(f"  level {level} {'█' * round(20 * ratio):░<20} {ratio:.2f}")
+        if (ratio := figures[setup]["think_ratio"]) is not None:
+            lines.append(f"  level {level} {'█' * round(20 * ratio):░<20} {ratio:.2f}")
     return "\n".join(lines)
 
 
@@ -125,7 +123,7 @@ def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
     graded_only = "" if count == graded else f" ({graded} of them can be judged)"
     print(f"\n{count} queries{graded_only}, headline domain: {result['domain']}")
     print(results_table(rows))
-    if result["by_level"]:
+    if result["by_level"] and result[setups[-1]]["think_ratio"] is not None:
         print(level_bars(setups[-1], result, setups[-1]))
 
 
@@ -374,8 +372,8 @@ def step_metrics(
 
 
 ON_BAR = {  # what a progress bar shows of a step, by its name in the log
-    "loss_per_token": "loss", "mean_token_accuracy": "accuracy", "rewards/margins": "margin",
-    "rewards/accuracies": "accuracy", "reward": "reward", "mode/think_ratio": "think",
+    "loss_per_token": "loss/token", "mean_token_accuracy": "accuracy", "rewards/margins": "margin",
+    "rewards/accuracies": "pairs", "reward": "reward", "mode/think_ratio": "think",
     "mode/malformed_ratio": "malformed", "tokens_per_second": "tok/s", "peak_memory": "GiB",
 }  # fmt: skip
 

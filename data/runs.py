@@ -77,10 +77,10 @@ TRAINING = Kind(
     ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "hacc_margin",
      "log_completions", "logging_steps", "save_steps", "save_total_limit",
      "eval_dataset_name", "eval_steps", "eval_domain", "eval_num_generations", "eval_temperature",
-     "eval_top_p", "eval_batch_size", "eval_max_completion_length",
+     "eval_top_p", "eval_batch_size", "eval_max_completion_length", "allow_malformed",
      # From here on: equal but for rounding. They are the remedy where memory was short.
      "max_tokens_per_device", "rollout_batch_size", "reward_batch_size", "gradient_checkpointing",
-     "offload_reward_model", "hsdp", "allow_malformed"),
+     "offload_reward_model", "hsdp"),
 )  # fmt: skip
 EVALUATION = Kind(
     "eval_settings.json", "unfinished-*.jsonl", (".deleted-*",),

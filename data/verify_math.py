@@ -198,13 +198,18 @@ def is_correct(prediction: str, gold: str) -> bool:
     return given is not None and wanted is not None and same_answer(given, wanted)
 
 
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+
+
 def likely_answer(text: str, gold: str) -> str:
-    """What a text in no particular form seems to answer: all of it, but for a `gold` that is a
-    number its last number, unless it marks an answer."""
-    number = re.compile(r"(?<![\w)])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
-    if number.fullmatch(gold.strip()) and not BOX.search(text) and not MARK.search(text):
-        return deque(number.findall(text) or [text], 1)[0]
-    return text
+    """What a text in no particular form seems to answer: all of it; but where `gold` is a number
+    and the text marks no answer, its last word with a digit, if that is a number, too."""
+    if not NUMBER.fullmatch(gold.strip()) or BOX.search(text) or MARK.search(text):
+        return text
+    words = [word for word in text.replace("\u2212", "-").split() if re.search(r"\d", word)]
+    last = words[-1].rpartition("=")[2] if words else ""
+    last = last.lstrip("*_$€£([\"'").rstrip("*_$€£)].,;:!?\"'")
+    return last if NUMBER.fullmatch(last) else ""
 
 
 def same_answer(one: str, other: str) -> bool:

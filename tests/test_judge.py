@@ -719,7 +719,13 @@ def test_the_sandbox_is_tried_before_anything_long(lab_folder, tmp_path, monkeyp
         ("The answer is 18. There were 20.", "18", True),
         ("She makes 1,800.50 dollars.", "1800.5", True),
         ("From 20 to -2.", "-2", True),
-        ("A range of 20-2", "2", True),  # a hyphen, not a sign
+        ("A range of 20-2", "2", False),
+        ("It falls to \u22125 degrees", "5", False),
+        ("It falls to \u22125 degrees", "-5", True),
+        ("It costs .5", "5", False),
+        ("Then it is 10^5", "5", False),
+        (r"So, $\sqrt{2}$", "2", False),
+        ("9*2=**18**.", "18", True),
         ("<think>9 times 2: 17?</think>18", "18", True),
         ("<think>it is 18</think>perhaps 17", "18", False),  # what comes after the reasoning
         ("<no_think>18</no_think>", "18", True),

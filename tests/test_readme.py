@@ -61,7 +61,7 @@ def test_every_option_in_the_readme_is_a_setting():
     classes += tuple(settings for settings, _ in hgpo.METHODS.values())
     classes += (classify.TrainSettings, classify.EvaluateSettings, classify.PredictSettings)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
-    others = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help", "local"}
+    others = {"repo", "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help", "local"}
     others |= {"reasoning", "index"}  # --reasoning-parser of vLLM, --index-url of pip
     for text in (README, REFERENCE):
         assert set(re.findall(r"--(\w+)", text)) <= known | others
