@@ -237,7 +237,7 @@ def check_formats(
         raise InputError(
             f"of {total} first responses, {malformed} are malformed and {cut} cut at "
             f"--max_completion_length {max_new_tokens}: there is nothing to learn from. Teach both "
-            "forms first (lhrm.py hft, with more steps or a higher learning rate if it did not), or "
+            "forms first (lhrm.py hft; if that was done, more steps or a higher learning rate), or "
             "allow longer responses; --allow_malformed goes on"
         )
 
