@@ -67,7 +67,7 @@ def answer_all(
 ) -> None:
     """Print the answers to all prompts: those of a file as JSON lines, others as they are."""
     file, size = settings.prompt_file, 4 * settings.batch_size  # answers of so many come together
-    routed = settings.mode == "router"
+    routed, any_sign = settings.mode == "router", (sys.stdout.encoding or "").lower() == "utf-8"
     if lab.is_its_own(tokenizer.backend):
         lab.check_words(as_messages(prompt, "")[-1]["content"] for prompt in prompts)
     with tqdm(None, "sampling", len(prompts), unit="prompt", disable=None if file else True) as bar:
@@ -86,7 +86,8 @@ def answer_all(
                 texts = [completion.text(tokenizer) for completion in groups[place]]
                 if file:
                     row = {"prompt": prompt, **({"router": mode} if routed else {})}
-                    print(json.dumps({**row, "responses": texts}, ensure_ascii=False), flush=True)
+                    row = {**row, "responses": texts}
+                    print(json.dumps(row, ensure_ascii=not any_sign), flush=True)
                 for completion, text in zip(groups[place], [] if file else texts):
                     cut = "" if completion.finished else " [cut]"
                     print((f"[router: {mode}] " if routed else "") + text + cut)

@@ -86,35 +86,11 @@ def parse_settings(
 ) -> S:
     """Read settings of the class `cls` from the command line: `--name value` for each field.
 
-    `--help` shows the docstring of `cls`, and its settings in groups: by the class that they come
-    from, under that one's docstring. lab: the defaults that change when no `--model_name_or_path`
-    is given. Raises InputError for an unknown setting, and for a value that it cannot have.
+    lab: the defaults that change when no `--model_name_or_path` is given. Raises InputError for an
+    unknown setting, and for a value that it cannot have.
     """
-    parser = OneLineParser(
-        prog=prog, usage=f"{prog} [--setting value …]", description=inspect.getdoc(cls),
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    unplaced = dict(fields)
-    for owner in filter(dataclasses.is_dataclass, cls.__mro__):
-        title = "settings" if owner is cls else purpose(owner).rstrip(".")
-        group = parser.add_argument_group(title)
-        own = inspect.get_annotations(owner)
-        for f in [unplaced.pop(name) for name in own if name in unplaced]:
-            kind = next(t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if t)
-            defaults = [] if f.default is None else [f"default: {f.default}"]
-            defaults += [f"lab: {lab[f.name]}"] if lab and f.name in lab else []
-            shown = f.metadata["help"] + (f" ({'; '.join(defaults)})" if defaults else "")
-            options: dict[str, Any] = {"type": kind, "choices": f.metadata["choices"]}
-            if options["choices"] is None:
-                options["metavar"] = {int: "N", float: "X", bool: "true|false"}.get(kind, "…")
-            if kind is bool:
-                options |= {"type": parse_bool, "nargs": "?", "const": True}
-            group.add_argument(
-                f"--{f.name}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **options
-            )
-    given = vars(parser.parse_args(arguments))
+    given = vars(make_parser(cls, prog, lab or {}).parse_args(arguments))
     for f in fields.values():
         value, low, high = given.get(f.name), f.metadata["minimum"], f.metadata["maximum"]
         if isinstance(value, str) and not value:
@@ -133,6 +109,35 @@ def parse_settings(
         if name.endswith("_name_or_path") and (folder := given.get(name, f.default)):
             check_folder(folder)
     return cls(**{**base, **given})
+
+
+def make_parser(cls: type[S], prog: str, lab: dict[str, Any]) -> OneLineParser:
+    """A parser whose help shows the docstring of `cls`, and its settings in groups: by the class
+    that they come from, under the first sentence of that one's docstring."""
+    parser = OneLineParser(
+        prog=prog, usage=f"{prog} [--setting value …]", description=inspect.getdoc(cls),
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    hints = typing.get_type_hints(cls)
+    unplaced = {f.name: f for f in dataclasses.fields(cls)}
+    for owner in filter(dataclasses.is_dataclass, cls.__mro__):
+        title = "settings" if owner is cls else purpose(owner).rstrip(".")
+        group = parser.add_argument_group(title)
+        own = inspect.get_annotations(owner)
+        for f in [unplaced.pop(name) for name in own if name in unplaced]:
+            kind = next(t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if t)
+            defaults = [] if f.default is None else [f"default: {f.default}"]
+            defaults += [f"lab: {lab[f.name]}"] if f.name in lab else []
+            shown = f.metadata["help"] + (f" ({'; '.join(defaults)})" if defaults else "")
+            options: dict[str, Any] = {"type": kind, "choices": f.metadata["choices"]}
+            if options["choices"] is None:
+                options["metavar"] = {int: "N", float: "X", bool: "true|false"}.get(kind, "…")
+            if kind is bool:
+                options |= {"type": parse_bool, "nargs": "?", "const": True}
+            group.add_argument(
+                f"--{f.name}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **options
+            )
+    return parser
 
 
 def check_folder(name: str) -> None:
