@@ -400,10 +400,14 @@ def main() -> None:
             conversations = [classify.ask_for(mode, messages, settings) for mode, messages in asked]
         else:
             tokenizer.warn_of_new_tags(modes)
+        encoded = [tokenizer.encode_chat([*system, *messages]) for messages in conversations]
+        longest, positions = max(map(len, encoded)), model.config.max_position_embeddings
+        if longest > positions:
+            raise InputError(f"a prompt of {longest} tokens; the model has {positions} positions")
         return modes, generate_as_completed(
             model,
             tokenizer,
-            [tokenizer.encode_chat([*system, *messages]) for messages in conversations],
+            encoded,
             modes=[mode if mode in MODES and not in_words else None for mode in modes],
             max_new_tokens=settings.max_completion_length,
             temperature=settings.temperature,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data import lab
 from data.cli import InputError, dimming
+from data.modes import parse_response
 from data.rows import OF_ROWS, as_messages, prompt_of, read_rows, row_prompt
 from data.tokenizer import Messages, Tokenizer
 
@@ -147,18 +148,24 @@ def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> 
                 if mode == "router":
                     print(f"[router: {modes[0]}] ", end="", flush=True)
                 [(_, [completion])] = found
+                text, seconds = completion.text(tokenizer), time.perf_counter() - began
+                conversation = [*conversation, {"role": "assistant", "content": text}]
+                notes = ["cut"] * (not completion.finished)
+                notes += ["malformed"] * (
+                    not (tokenizer.new_tags or parse_response(text).well_formed)
+                )
+                count = len(completion.ids)
+                notes += [f"{count} tokens", f"{count / seconds:.0f}/s"]
+                print(f"{dimming()[1]} [{', '.join(notes)}]")
+                if len(tokenizer.encode_chat(conversation)) > max_tokens:
+                    print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
+                messages = conversation
             except KeyboardInterrupt:
                 print(f"{dimming()[1]} [stopped: this turn is forgotten]")
                 continue
             except InputError as error:
                 print(f"{dimming()[1]}[{error}]")
                 continue
-            text, seconds = completion.text(tokenizer), time.perf_counter() - began
-            messages = [*conversation, {"role": "assistant", "content": text}]
-            cut, count = "" if completion.finished else "cut, ", len(completion.ids)
-            print(f"{dimming()[1]} [{cut}{count} tokens, {count / seconds:.0f}/s]")
-            if len(tokenizer.encode_chat(messages)) > max_tokens:
-                print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
 
 
 def streamer(tokenizer: Tokenizer, hidden: bool) -> Callable[[int], None]:

@@ -145,7 +145,7 @@ def check_folder(name: str) -> None:
     if Path(name).is_dir():
         return
     hint = "" if name != LAB_MODEL else ": `python hgpo.py` makes it"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).parent.exists():
+    if re.fullmatch(r"[\w.-]+/[\w.-]+/?", name) and not Path(name).parent.exists():
         fetch = f"hf download {name} --local-dir {Path(name).name}"
         hint = f"; if it is a model of the Hugging Face Hub: pip install huggingface_hub && {fetch}"
     raise InputError(f"{name}: no such folder{hint}")
@@ -179,7 +179,7 @@ def purpose(cls: type) -> str:
     return re.split(r"(?<=[.]) (?=[A-Z])", " ".join(first.split()))[0]
 
 
-SIGNS = {"█": "#", "░": ".", "–": "-", "…": "...", "·": "*", "≥": ">=", "¬": "not "}
+SIGNS = {"█": "#", "░": ".", "–": "-", "…": "...", "·": "*", "≥": ">=", "±": "+-"}
 
 
 def in_other_signs(error: UnicodeError) -> tuple[str, int]:

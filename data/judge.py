@@ -31,7 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 FIRST_BATCH = 64  # responses in each mode, which show a reward model's usual logit
 FIRST_ROLLOUT = 16  # responses in each mode that are looked at before a training
-MALFORMED = 0.9  # share of them that is malformed or cut, from which on it is refused
+MALFORMED = 0.9  # share of a mode's that is malformed or cut, from which on it is refused
 
 
 def is_correct_by_math_verify(prediction: str, gold: str) -> bool:
@@ -133,7 +133,7 @@ def judge(
         same = VERIFIERS[verifier]
         cases = [(response.answer, gold) for gold in query.answers]
         if response_format == "free":
-            cases = [(likely_answer(answer, gold), gold) for answer, gold in cases]
+            cases += [(likely_answer(answer, gold), gold) for answer, gold in cases]
         right = well_formed and any(same(answer, gold) for answer, gold in cases)
     return Judged(
         mode=response.mode_number,
@@ -189,7 +189,7 @@ def sample_evenly(
     name: str,
     response_format: str = "tags",
     **options: Any,
-) -> Iterator[tuple[Query, Completion]]:
+) -> Iterator[tuple[Query, str, Completion]]:
     """Sample `count` responses in each mode to evenly spaced queries, or in free format as many in
     no mode; yields this rank's share. The policy's parameters are gathered.
 
@@ -207,7 +207,7 @@ def sample_evenly(
         seed=[own_seed for _, _, own_seed in mine], **options,
     )  # fmt: skip
     for place, [completion] in progress(groups, name, total=len(mine), unit="response"):
-        yield mine[place][0], completion
+        yield *mine[place][:2], completion
 
 
 def check_formats(
@@ -220,26 +220,27 @@ def check_formats(
     batch_size: int,
     temperature: float,
 ) -> None:
-    """Raise InputError if nearly all responses of a first small rollout are malformed or cut: with
-    rewards of 0 there is nothing to learn."""
-    malformed = cut = 0
+    """Raise InputError if, in a first small rollout, nearly all responses of a mode are malformed
+    or cut: with rewards of 0 there is nothing to learn."""
+    counts = dict.fromkeys(((mode, what) for mode in MODES for what in ("malformed", "cut")), 0)
     with runtime.apart():
-        for _, completion in sample_evenly(
+        for _, mode, completion in sample_evenly(
             policy, tokenizer, queries, FIRST_ROLLOUT, runtime, seed, "first look",
             max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature,
         ):  # fmt: skip
-            cut += not completion.finished
             form = parse_response(completion.text(tokenizer))
-            malformed += completion.finished and not form.well_formed
-    malformed, cut = (sum(counts) for counts in zip(*runtime.gather([(malformed, cut)])))
-    total = FIRST_ROLLOUT * len(MODES)
-    if malformed + cut >= MALFORMED * total:
-        raise InputError(
-            f"of {total} first responses, {malformed} are malformed and {cut} cut at "
-            f"--max_completion_length {max_new_tokens}: there is nothing to learn from. Teach both "
-            "forms first (lhrm.py hft; if that was done, more steps or a higher learning rate), or "
-            "allow longer responses; --allow_malformed goes on"
-        )
+            counts[mode, "cut"] += not completion.finished
+            counts[mode, "malformed"] += completion.finished and not form.well_formed
+    of_ranks = runtime.gather([counts])
+    for mode in MODES:
+        malformed, cut = (sum(c[mode, what] for c in of_ranks) for what in ("malformed", "cut"))
+        if malformed + cut >= MALFORMED * FIRST_ROLLOUT:
+            raise InputError(
+                f"of {FIRST_ROLLOUT} first {mode} responses, {malformed} are malformed and {cut} "
+                f"cut at --max_completion_length {max_new_tokens}: there is nothing to learn from. "
+                "Teach both forms first (lhrm.py hft; if that was done, more steps or a higher "
+                "learning rate), or allow longer responses; --allow_malformed goes on"
+            )
 
 
 class RewardModel:
@@ -342,7 +343,7 @@ class RewardModel:
         )  # fmt: skip
         prompts, answers = [], []
         with runtime.apart():
-            for query, completion in responses:
+            for query, _, completion in responses:
                 judged = judge(query, completion, tokenizer, response_format=response_format)
                 if judged.well_formed:
                     prompts.append(query.prompt)

@@ -52,9 +52,9 @@ def parse_response(text: str) -> Response:
 
 def read_freely(text: str) -> Response:
     """Read a response of a model that may not know the grammar. The answer is the text after the
-    last </think>, or all of the text if there is none; tags are removed."""
+    last </think>, or all of the text if there is no thought; tags are removed."""
     response = parse_response(text)
-    if response.well_formed:
+    if response.well_formed or (text.startswith("<think>") and "</think>" not in text):
         return response
     answer = TAG.sub("", text.rpartition("</think>")[2]).strip()
     return Response(response.mode, "", answer, bool(answer))

@@ -194,7 +194,8 @@ class Log:
 
     def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
         self.path, self.completions = folder / "log.jsonl", folder / "completions.jsonl"
-        self.rare: set[str] = set()  # modes that free responses hardly choose
+        self.rare: set[str] = set()  # tags that free responses hardly choose
+        self.malformed = False  # whether nearly all responses are
         self.board: Any = None
         self.tracker: Any = None
         if not is_main_process():
@@ -228,13 +229,18 @@ class Log:
     def warn_of_collapse(
         self, step: int, metrics: dict[str, float], show: Callable[[str], Any]
     ) -> None:
-        """Say when free responses begin to open with one of the modes in fewer than 2% of cases,
-        and when they no longer do."""
-        rare = {mode for mode in MODES if metrics[f"mode/{mode}_ratio"] < 0.02}
-        for mode in sorted(rare ^ self.rare) if is_main_process() else ():
-            now = "under 2%" if mode in rare else "2% or more again"
-            show(f"warning: step {step}: {now} of free responses would open with <{mode}>")
+        """Say when fewer than 2% of free responses begin to open with one of the modes, when 90% of
+        all begin to be malformed, and when that is over."""
+        rare = {f"<{mode}>" for mode in MODES if metrics[f"mode/{mode}_ratio"] < 0.02}
+        for tag in sorted(rare ^ self.rare) if is_main_process() else ():
+            now = "under 2%" if tag in rare else "2% or more again"
+            show(f"warning: step {step}: {now} of free responses would open with {tag}")
         self.rare = rare
+        malformed = metrics["mode/malformed_ratio"] >= 0.9
+        if malformed != self.malformed and is_main_process():
+            now = "90% or more" if malformed else "under 90% again"
+            show(f"warning: step {step}: {now} of responses are malformed or cut")
+        self.malformed = malformed
 
     def has_accuracy(self, step: int) -> bool:
         """Whether an evaluation after `step` was logged."""
@@ -438,7 +444,9 @@ def check_export(kind: str, queries: Sequence[Query]) -> None:
             found = f"{name}{slash}{number}"
             raise InputError(f"--export evalplus: an id is HumanEval/0 or Mbpp/2, not {found}")
     for name in sorted({name for name, _, _ in names}):
-        tasks = {number for other, _, number in names if other == name}
+        tasks = {int(number) for other, _, number in names if other == name}
+        if name == "HumanEval":
+            tasks &= {*range(EVALPLUS[name])}
         if len(tasks) < EVALPLUS[name]:
             some = f"{len(tasks)} tasks of {name}, EvalPlus wants all {EVALPLUS[name]}"
             raise InputError(f"--export evalplus: {some}")
@@ -453,7 +461,7 @@ def export(
     rows: list[dict[str, Any]] = []
     for record in records:
         query = record.query
-        if kind == "evalplus" and not query.tests:
+        if kind in ("evalplus", "livecodebench") and not query.tests:
             continue
         read = READERS[response_format]
         answers = [read(response.text).answer for response in record.responses[setup]]

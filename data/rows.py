@@ -96,8 +96,8 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, row in enumerate(rows, 1):
             yield f"{path}:{number}", row
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}:{number + 1}: {error}") from None
     if number == 0:
         raise InputError(f"{path}: no rows")
 
@@ -113,7 +113,7 @@ def as_messages(given: Any, where: str, role: str = "user") -> Messages:
             raise InputError(f"{where}: a message needs a role and a content that are not empty")
         if message["role"] not in ROLES:
             raise InputError(f"{where}: unknown role {message['role']!r}: {', '.join(ROLES)}")
-    return messages
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:

@@ -288,11 +288,12 @@ class Run:
         ):  # fmt: skip
             raise InputError(f"{path}: it does not say what the folder holds; {advice}")
         changed = {}
+        defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
         for name, value in dataclasses.asdict(self.settings).items():
             evaluates = self.kind is TRAINING and name.startswith(("eval_", "hacc_"))
             if name in self.kind.free and (progress or not evaluates or name == "eval_batch_size"):
                 continue
-            was = old.get(name)
+            was = old.get(name, defaults[name])  # an older version may not have had the setting
             if name in hashes or name in made_from:
                 if made_from.get(name) != hashes.get(name):
                     differ = f"the contents of {value} are not those of {was}"

@@ -196,8 +196,10 @@ def gsm8k(row: dict[str, Any]) -> Example:
 def alpaca(row: dict[str, Any]) -> Example:
     """tatsu-lab/alpaca: an instruction, maybe with an input, and its output."""
     answer = first(row, "output")
-    if not answer or answer.lower().strip("<>") in ("nooutput", "no output"):
+    if not answer or answer.lower().strip("<>.") in ("nooutput", "no output"):
         raise Skip("no answer")
+    if first(row, "input").lower().strip("<>.") in ("noinput", "no input"):
+        row = {**row, "input": ""}
     return Example(question(prompt_of(row)), "general", answer)
 
 
@@ -274,6 +276,9 @@ def generic(row: dict[str, Any]) -> Example:
     else:
         prompt = question(prompt_of(row))
         response = first(row, "response", "completion", "output", "generation")
+        said = row.get("completion")  # as in our HFT rows, it may be a list of one message
+        if isinstance(said, list) and said and speaker(said[-1]) == "assistant":
+            response = first(said[-1], "content")
         response = response or (first(row, "solution") if golds else "")
     golds = golds or list(filter(None, [first(row, "solution")]))
     thinking = first(row, "thinking", "reasoning", "reasoning_content")

@@ -69,6 +69,7 @@ TEMPLATE = """\
     {%- endif %}
     {%- set text = message.content | trim if trims else message.content %}
     {%- if message.role == 'assistant' and loop.index0 < last.question %}
+        {%- set text = '' if text.startswith('<think>') and '</think>' not in text else text %}
         {%- set text = text.split('</think>')[-1] %}
         {%- set text = text.replace('<no_think>', '').replace('</no_think>', '').strip() %}
     {%- endif %}

@@ -198,18 +198,26 @@ def is_correct(prediction: str, gold: str) -> bool:
     return given is not None and wanted is not None and same_answer(given, wanted)
 
 
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?"
+LAST_NUMBER = re.compile(rf"(?<![\w.])(?<![A-Za-z]\^){NUMBER}(?![\d.]*[kKM]\b)")
+OTHER_NUMBER = re.compile(r"(?:[\d)] ?,? ?|(?i:minus |- ))\Z")  # before one: it is not alone
 
 
 def likely_answer(text: str, gold: str) -> str:
-    """What a text in no particular form seems to answer: all of it; but where `gold` is a number
-    and the text marks no answer, its last word with a digit, if that is a number, too."""
-    if not NUMBER.fullmatch(gold.strip()) or BOX.search(text) or MARK.search(text):
+    """What a text in no particular form seems to answer, where `gold` is a number: the last number
+    that it says, after "answer is" if it says that; or "" where this is a part of something else,
+    or hedged. For another `gold`, or where the text has a box, all of it."""
+    wanted = clean(extract_answer(gold) or gold).strip("$\\()+ ")
+    if BOX.search(text) or not re.fullmatch(NUMBER, wanted.replace("\\", "")):
         return text
-    words = [word for word in text.replace("\u2212", "-").split() if re.search(r"\d", word)]
-    last = words[-1].rpartition("=")[2] if words else ""
-    last = last.lstrip("*_$€£([\"'").rstrip("*_$€£)].,;:!?\"'")
-    return last if NUMBER.fullmatch(last) else ""
+    marks = last_matches(MARK, text, 1)
+    said = clean(text[marks[-1].end() :] if marks else text)
+    numbers = last_matches(LAST_NUMBER, said, 1)
+    if not numbers:
+        return ""
+    before, after = said[: numbers[0].start()][-NEAR:], said[numbers[0].end() :][:NEAR]
+    alone = not (BEFORE.search(before) or OTHER_NUMBER.search(before) or AFTER.match(after))
+    return numbers[0][0] if alone else ""
 
 
 def same_answer(one: str, other: str) -> bool:

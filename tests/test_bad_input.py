@@ -287,6 +287,8 @@ def test_a_bad_model_folder_is_named_by_every_command(damage, fails, lab_folder,
         (["sample.py", "--model_name_or_path", "BASE", "--prompt", "7", "--prompt_file", "RL"],
          "not both"),
         (["sample.py", "--model_name_or_path", "BASE", "--prompt_file", "/none"], "/none"),
+        (["sample.py", "--model_name_or_path", "BASE", "--prompt", "7+" * 300 + "7="],
+         "a prompt of 610 tokens; the model has 512 positions"),
         (["sample.py", "--model_name_or_path", "BASE", "--prompt_file", "EMPTY"], "no prompts"),
     ],
 )  # fmt: skip

@@ -193,6 +193,20 @@ def test_an_export_in_free_format_has_what_was_said_also_when_it_is_asked_for_la
     assert [rows[i]["output"] for i in plain] == [texts[i].strip() for i in plain] and plain
 
 
+def test_an_evaluation_by_an_older_version_without_some_settings_is_still_known(
+    settings, tmp_path, capsys
+):
+    run_eval(settings)
+    path = tmp_path / "out" / "eval_settings.json"
+    said = json.loads(path.read_text())
+    del said["settings"]["think_instruction"], said["derived"]["response_format"]
+    path.write_text(json.dumps(said))
+    settings.export = "alpaca_eval"
+    run_eval(settings)
+    assert "holds this run, finished" in capsys.readouterr().out
+    assert (tmp_path / "out" / "alpaca_eval.json").exists()
+
+
 # ------------------------------------------------------------------------------------------ figures
 
 

@@ -392,17 +392,20 @@ def test_a_steps_metrics_are_those_of_all_its_responses():
     assert "kl" not in step_metrics(groups, list(totals.values()), with_reference=False)
 
 
-def test_a_mode_under_two_percent_is_warned_of_once_and_again_when_it_comes_back(tmp_path):
+def test_what_collapses_is_warned_of_once_and_again_when_it_comes_back(tmp_path):
     said = []
     log = Log(tmp_path, 0, "none")
-    ratios = [(0.5, 0.5), (0.01, 0.9), (0.0, 1.0), (0.5, 0.5), (0.97, 0.019), (0.97, 0.02)]
-    for step, (think, no_think) in enumerate(ratios):
+    ratios = [(0.5, 0.5, 0.0), (0.01, 0.9, 0.9), (0.0, 1.0, 1.0), (0.5, 0.5, 0.8)]
+    ratios += [(0.97, 0.019, 0.0), (0.97, 0.02, 0.0)]
+    for step, (think, no_think, malformed) in enumerate(ratios):
         metrics = {"mode/think_ratio": think, "mode/no_think_ratio": no_think}
-        log.warn_of_collapse(step, metrics, said.append)
+        log.warn_of_collapse(step, metrics | {"mode/malformed_ratio": malformed}, said.append)
     would = "of free responses would open with"
     assert said == [
         f"warning: step 1: under 2% {would} <think>",
+        "warning: step 1: 90% or more of responses are malformed or cut",
         f"warning: step 3: 2% or more again {would} <think>",
+        "warning: step 3: under 90% again of responses are malformed or cut",
         f"warning: step 4: under 2% {would} <no_think>",
         f"warning: step 5: 2% or more again {would} <no_think>",
     ]

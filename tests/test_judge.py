@@ -726,6 +726,17 @@ def test_the_sandbox_is_tried_before_anything_long(lab_folder, tmp_path, monkeyp
         ("Then it is 10^5", "5", False),
         (r"So, $\sqrt{2}$", "2", False),
         ("9*2=**18**.", "18", True),
+        ("Answer: Let us see.\n9*2=18.\nShe makes \\$18 every day.", "18", True),
+        (r"So it is \(18\).", r"\boxed{18}", True),
+        ("The area is 42 m^2, or 42 cm2", "42", False),
+        ("The area is 42 m^2", "42", True),
+        ("Answer: it is not 5", "5", False),
+        ("2 1/2", "1/2", False),
+        ("5 million", "5", False),
+        ("70k", "70", False),
+        ("y = 2x + 3", "3", False),
+        ("x = 2 or x = 3", "3", False),
+        ("<think>it is 18", "18", False),
         ("<think>9 times 2: 17?</think>18", "18", True),
         ("<think>it is 18</think>perhaps 17", "18", False),  # what comes after the reasoning
         ("<no_think>18</no_think>", "18", True),
@@ -738,7 +749,7 @@ def test_the_sandbox_is_tried_before_anything_long(lab_folder, tmp_path, monkeyp
 def test_in_free_format_the_answer_is_looked_for_in_all_that_is_said(text, gold, right):
     query = Query([QUESTION], [gold], "", "maths")
     judged = judge(query, completion(text), PLAIN, response_format="free")
-    assert judged.reward == right and judged.well_formed == bool(text)
+    assert judged.reward == right and judged.well_formed == (text not in ("", "<think>it is 18"))
     assert judge(query, completion(text, False), PLAIN, response_format="free").reward == 0
 
 
@@ -753,12 +764,17 @@ def test_in_free_format_the_reward_model_sees_what_follows_the_reasoning():
 # ----------------------------------------------------------------------------- the first small look
 
 
-@pytest.mark.parametrize("malformed, cut, stops", [(14, 14, False), (29, 0, True), (0, 29, True)])
-def test_nothing_is_learnt_from_where_nearly_all_of_a_small_rollout_is_malformed_or_cut(
-    malformed, cut, stops, monkeypatch
+@pytest.mark.parametrize(
+    "mode, malformed, cut, stops",
+    [(0, 7, 7, False), (0, 8, 7, True), (1, 15, 0, True), (1, 0, 15, True), (0, 14, 0, False)],
+)
+def test_nothing_is_learnt_from_where_nearly_all_of_a_mode_is_malformed_or_cut(
+    mode, malformed, cut, stops, monkeypatch
 ):
+    whole = completion("<no_think>4</no_think>")
     texts = [completion("<think>4</think>")] * malformed + [completion("<think>2", False)] * cut
-    texts += [completion("<no_think>4</no_think>")] * (32 - malformed - cut)
+    texts += [whole] * (16 - malformed - cut)
+    texts = [*texts, *[whole] * 16] if mode == 0 else [*[whole] * 16, *texts]
     asked = []
 
     def drawn(policy, tokenizer, prompts, *, modes, **sampling):
@@ -770,8 +786,8 @@ def test_nothing_is_learnt_from_where_nearly_all_of_a_small_rollout_is_malformed
     given = (None, tokenizer, asking(*"abcdefgh"), lhrm.start(False), 0, 9, 8, 1.0)
     if stops:
         counts = f"{malformed} are malformed and {cut} cut at --max_completion_length 9"
-        with pytest.raises(InputError, match=f"of 32 first responses, {counts}.*lhrm.py hft"):
+        with pytest.raises(InputError, match=f"of 16 first {MODES[mode]} responses, {counts}"):
             check_formats(*given)
     else:
         check_formats(*given)
-    assert asked == [(c, mode) for mode in MODES for c in "aabbccddeeffgghh"]
+    assert asked == [(c, m) for m in MODES for c in "aabbccddeeffgghh"]

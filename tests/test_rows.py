@@ -7,7 +7,7 @@ import pytest
 
 from data.cli import InputError
 from data.modes import format_response, parse_response
-from data.rows import final_answer, read_hft_rows, read_queries
+from data.rows import as_messages, final_answer, read_hft_rows, read_queries
 
 # -------------------------------------------------------------------------------------- the grammar
 
@@ -289,3 +289,8 @@ def test_a_file_that_cannot_be_read_is_refused(content, tmp_path):
         path.write_bytes(content)
     with pytest.raises(InputError, match="rows.jsonl"):
         read_queries(path)
+
+
+def test_of_a_message_only_role_and_content_are_kept():
+    given = [{"role": "user", "content": "?", "timestamp": object(), "name": "ada"}]
+    assert as_messages(given, "") == [{"role": "user", "content": "?"}]

@@ -46,6 +46,7 @@ def tiny(lab_folder, tmp_path):
     values = {
         "model_name_or_path": lab_folder / "base", "dataset_name": rows, "num_queries": 2,
         "max_completion_length": 8, "learning_rate": 1e-3, "max_steps": 5, "save_steps": 2,
+        "allow_malformed": True,
     }  # fmt: skip
     return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
 

@@ -222,6 +222,10 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path):
     rows = [{"prompt": "6·7?", "scores": [1, 2]}, {"prompt": "Hello?", "scores": None}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     assert [row for _, row in read_rows(tmp_path / "rows.parquet")] == rows
+    late = pyarrow.table({"prompt": ["?"], "day": pyarrow.array([3 * 10**6], pyarrow.date32())})
+    parquet.write_table(late, tmp_path / "late.parquet")
+    with pytest.raises(InputError, match="late.parquet:1: "):  # Python knows no such day
+        list(read_rows(tmp_path / "late.parquet"))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="bad.parquet"):
         list(read_rows(tmp_path / "bad.parquet"))

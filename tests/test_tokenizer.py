@@ -399,3 +399,10 @@ def test_a_model_is_exported_in_the_dtype_of_its_base_or_as_asked(asked, saved, 
     folder = export(base, tmp_path / "ours", export_dtype=asked)
     assert {dtype for dtype, _ in read_header(folder / "model.safetensors").values()} == {saved}
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] in (asked, "bfloat16")
+
+
+def test_a_thought_that_was_cut_is_not_in_the_prompts_that_follow(tmp_path):
+    tokenizer = Tokenizer.from_pretrained(checkpoint(tmp_path / "base"))
+    cut = {"role": "assistant", "content": "<think>two and tw"}
+    text = tokenizer.render_chat([QUESTION, cut, QUESTION])
+    assert "<|im_start|>assistant\n<|im_end|>\n<|im_start|>user" in text and "two" not in text

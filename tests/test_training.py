@@ -135,7 +135,9 @@ def test_a_model_that_knows_neither_form_is_not_trained_on_its_responses(
 ):
     train, make = RUNS[method]
     settings = make(lab_folder, tmp_path, allow_malformed=False)
-    with pytest.raises(InputError, match="of 32 first responses, .* --allow_malformed goes on"):
+    with pytest.raises(
+        InputError, match="of 16 first think responses, .* --allow_malformed goes on"
+    ):
         train(settings)
     assert not (tmp_path / "log.jsonl").exists()
     settings.allow_malformed, settings.max_steps = True, 1
