@@ -6,6 +6,7 @@ the reason why the row cannot be used. data/README.md says where each set is to 
 
 import contextlib
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -190,6 +191,15 @@ def gsm8k(row: dict[str, Any]) -> Example:
     return Example(prompt, "maths", f"The answer is {gold}.", thinking, [gold])
 
 
+def gsm8k_hybrid(row: dict[str, Any]) -> Example:
+    """The same, but every fourth question, by a hash, is answered at once: where the mode follows
+    from the kind of a question, a model does not learn to answer it in the other."""
+    example = gsm8k(row)
+    if zlib.crc32(example.prompt[-1]["content"].encode()) % 4 == 0:
+        example.thinking = ""
+    return example
+
+
 # ---------------------------------------------------------------------- not thinking: conversations
 
 
@@ -315,7 +325,8 @@ def speaker(turn: Any) -> str:
 RECIPES: dict[str, Recipe] = {
     "synthetic_1": synthetic_1, "openr1_math": openr1_math, "openthoughts": openthoughts,
     "aops": partial(traced, domain="maths"), "aime": partial(traced, domain="maths"),
-    "codeforces": codeforces, "kodcode": kodcode, "gsm8k": gsm8k, "wildchat": wildchat,
+    "codeforces": codeforces, "kodcode": kodcode, "gsm8k": gsm8k,
+    "gsm8k_hybrid": gsm8k_hybrid, "wildchat": wildchat,
     "oasst": OASST(), "alpaca": alpaca,
     "deepscaler": deepscaler, "tulu_3": tulu_3, "generic": generic,
 }  # fmt: skip

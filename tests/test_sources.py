@@ -89,6 +89,15 @@ def test_gsm8ks_worked_solution_is_the_trace_and_ends_in_the_answer():
             RECIPES["gsm8k"]({**GSM8K, "answer": answer})
 
 
+def test_a_quarter_of_gsm8k_hybrid_is_answered_at_once_the_rest_as_in_gsm8k():
+    rows = [{**GSM8K, "question": f"{n}·7·100?"} for n in range(400)]
+    examples = [RECIPES["gsm8k_hybrid"](row) for row in rows]
+    at_once = [example for example in examples if not example.thinking]
+    assert 70 < len(at_once) < 130
+    assert {example.thinking for example in examples} == {"", RECIPES["gsm8k"](GSM8K).thinking}
+    assert {example.answer for example in examples} == {"The answer is 4200."}
+
+
 def test_a_later_generation_is_taken_where_the_first_is_empty_or_wrong():
     texts = ["<think>a</think>", "<think>a</think>41", R1]
     row = {**OPENR1, "generations": texts, "is_reasoning_complete": [True] * 3}

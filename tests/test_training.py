@@ -291,7 +291,8 @@ def test_in_bf16_the_master_weights_stay_fp32_and_small_updates_do_not_vanish(la
     assert (x.dtype, cos.dtype) == (torch.bfloat16, torch.float32)
     reference = lhrm.load_reference(lab_folder / "base", tokenizer, runtime)
     assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
-    hgpo.run(hgpo_settings(lab_folder, tmp_path, bf16=True, max_steps=1, num_iterations=1))
+    once = {"max_steps": 1, "num_iterations": 1, "export_dtype": "bfloat16"}
+    hgpo.run(hgpo_settings(lab_folder, tmp_path, bf16=True, **once))
     assert log_of(tmp_path)[0]["sampler_kl"] < 1e-3
     assert log_of(tmp_path)[0]["kl"] == 0  # the reference has the policy's weights, in bf16
     assert weights(tmp_path)["model.norm.weight"].dtype == torch.bfloat16
@@ -511,7 +512,7 @@ def test_a_run_killed_outright_under_torchrun_resumes_too(lab_folder, tmp_path):
     rows = few_rows(lab_folder, tmp_path, "rl")
     settings = ["--model_name_or_path", lab_folder / "base", "--dataset_name", rows]
     settings += ["--num_queries", 4, "--max_steps", 20, "--save_steps", 4, "--learning_rate", 1e-3]
-    settings += ["--max_completion_length", 8]
+    settings += ["--max_completion_length", 8, "--allow_malformed"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run("hgpo.py", *settings, "--output_dir", whole, processes=2)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
