@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data import classify, judge, processes, report
 from data.cli import InputError, mix_seed, progress, setting
 from data.judge import Judged, RewardModel, check_verifiers, judge_all, load_reward_model
-from data.modes import MODES, NO_THINK, READERS, THINK, UNSAID
+from data.modes import MODES, NO_THINK, READERS, THINK, UNSAID, leaks
 from data.optimizer import OptimizerOptions, make_optimizer, optimizer_step, scheduled_rate
 from data.processes import PATIENCE, Runtime, start, stop
 from data.report import Log, Record, Stopwatch, Unfinished
@@ -485,8 +485,7 @@ def evaluate(
 def in_setup(judged: Judged, setup: str) -> Judged:
     """A response in free format, with the mode that it was asked for, if it was asked for one."""
     mode = MODES.index(setup) if setup in MODES else UNSAID
-    leaked = mode == NO_THINK and ("<think>" in judged.text or "</think>" in judged.text)
-    return dataclasses.replace(judged, mode=mode, leaked=leaked)
+    return dataclasses.replace(judged, mode=mode, leaked=leaks(mode, judged.text))
 
 
 def without_texts(responses: dict[str, list[Judged]]) -> dict[str, list[Judged]]:

@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data import classify
 from data.chat import answer_all, chat, read_prompts
 from data.modes import MODES
+from data.rows import check_prompt
 from data.tokenizer import SAMPLING, Messages, Tokenizer
 from model import KVCache, Transformer
 
@@ -401,9 +402,7 @@ def main() -> None:
         else:
             tokenizer.warn_of_new_tags(modes)
         encoded = [tokenizer.encode_chat([*system, *messages]) for messages in conversations]
-        longest, positions = max(map(len, encoded)), model.config.max_position_embeddings
-        if longest > positions:
-            raise InputError(f"a prompt of {longest} tokens; the model has {positions} positions")
+        check_prompt(max(map(len, encoded)), model.config.max_position_embeddings)
         return modes, generate_as_completed(
             model,
             tokenizer,

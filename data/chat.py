@@ -29,8 +29,8 @@ Answers = Callable[..., Any]
 
 
 def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Messages] | None:
-    """What is to be answered, or None for a chat. A file has a prompt on each line, or, if its name
-    ends in .jsonl or .jsonl.gz, rows with prompts."""
+    """What is to be answered, or None for a chat. A file has a prompt on each line, or, if it is
+    one of rows by its name, rows with prompts."""
     if prompt_file is not None and OF_ROWS.search(prompt_file):
         return [prompt_of(row) for where, row in read_rows(prompt_file) if row_prompt(row, where)]
     if prompt_file is not None:
@@ -150,22 +150,18 @@ def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> 
                 [(_, [completion])] = found
                 text, seconds = completion.text(tokenizer), time.perf_counter() - began
                 conversation = [*conversation, {"role": "assistant", "content": text}]
-                notes = ["cut"] * (not completion.finished)
-                notes += ["malformed"] * (
-                    not (tokenizer.new_tags or parse_response(text).well_formed)
-                )
-                count = len(completion.ids)
-                notes += [f"{count} tokens", f"{count / seconds:.0f}/s"]
-                print(f"{dimming()[1]} [{', '.join(notes)}]")
+                cut = "" if completion.finished else "cut, "
+                known = tokenizer.new_tags or parse_response(text).well_formed
+                malformed, count = "" if known else "malformed, ", len(completion.ids)
+                said = f"{cut}{malformed}{count} tokens, {count / seconds:.0f}/s"
+                print(f"{dimming()[1]} [{said}]")
                 if len(tokenizer.encode_chat(conversation)) > max_tokens:
                     print(f"[longer than the {max_tokens} tokens the model was made for: /new?]")
                 messages = conversation
             except KeyboardInterrupt:
                 print(f"{dimming()[1]} [stopped: this turn is forgotten]")
-                continue
             except InputError as error:
                 print(f"{dimming()[1]}[{error}]")
-                continue
 
 
 def streamer(tokenizer: Tokenizer, hidden: bool) -> Callable[[int], None]:

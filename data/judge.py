@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data.cli import InputError, environment_number, mix_seed, progress, setting
-from data.modes import MODES, READERS, parse_response
+from data.modes import MODES, READERS, leaks, parse_response
 from data.processes import Runtime
 from data.rows import Query
 from data.runs import Run
@@ -141,7 +141,7 @@ def judge(
         length=len(completion.ids),
         finished=completion.finished,
         well_formed=well_formed,
-        leaked=response.mode == "no_think" and ("<think>" in text or "</think>" in text),
+        leaked=leaks(response.mode_number, text),
         text=text,
         definite=query.definite,
     )
@@ -157,8 +157,8 @@ def judge_all(
     """Judge responses, in order (Eq. 7): by rule where the query has a definite answer, several
     programs at a time; else by the reward model, or not at all if there is none.
 
-    The reward model sees prompt and answer, never reasoning or tags, so that it judges both modes
-    alike. A malformed or unfinished response gets 0 unseen.
+    The reward model sees prompt and answer, as `response_format` reads it: never reasoning or tags,
+    so that it judges both modes alike. A malformed or unfinished response gets 0 unseen.
     """
     judged = side_by_side(
         lambda case: judge(*case, tokenizer, verifier, response_format),

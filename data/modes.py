@@ -60,6 +60,11 @@ def read_freely(text: str) -> Response:
     return Response(response.mode, "", answer, bool(answer))
 
 
+def leaks(mode: int, text: str) -> bool:
+    """Whether a response is a no_think one with a think tag inside."""
+    return mode == NO_THINK and ("<think>" in text or "</think>" in text)
+
+
 READERS = {"tags": parse_response, "free": read_freely}  # by --response_format
 
 

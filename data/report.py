@@ -194,8 +194,7 @@ class Log:
 
     def __init__(self, folder: Path, start_step: int, report_to: str) -> None:
         self.path, self.completions = folder / "log.jsonl", folder / "completions.jsonl"
-        self.rare: set[str] = set()  # tags that free responses hardly choose
-        self.malformed = False  # whether nearly all responses are
+        self.collapsed: set[str] = set()  # what was warned of, and is not over
         self.board: Any = None
         self.tracker: Any = None
         if not is_main_process():
@@ -231,16 +230,17 @@ class Log:
     ) -> None:
         """Say when fewer than 2% of free responses begin to open with one of the modes, when 90% of
         all begin to be malformed, and when that is over."""
-        rare = {f"<{mode}>" for mode in MODES if metrics[f"mode/{mode}_ratio"] < 0.02}
-        for tag in sorted(rare ^ self.rare) if is_main_process() else ():
-            now = "under 2%" if tag in rare else "2% or more again"
-            show(f"warning: step {step}: {now} of free responses would open with {tag}")
-        self.rare = rare
+        cases = [
+            (metrics[f"mode/{mode}_ratio"] < 0.02, "under 2%", "2% or more again",
+             f"free responses would open with <{mode}>")
+            for mode in MODES
+        ]  # fmt: skip
         malformed = metrics["mode/malformed_ratio"] >= 0.9
-        if malformed != self.malformed and is_main_process():
-            now = "90% or more" if malformed else "under 90% again"
-            show(f"warning: step {step}: {now} of responses are malformed or cut")
-        self.malformed = malformed
+        cases += [(malformed, "90% or more", "under 90% again", "responses are malformed or cut")]
+        for begun, now, over, what in cases:
+            if begun != (what in self.collapsed) and is_main_process():
+                show(f"warning: step {step}: {now if begun else over} of {what}")
+        self.collapsed = {what for begun, _, _, what in cases if begun}
 
     def has_accuracy(self, step: int) -> bool:
         """Whether an evaluation after `step` was logged."""

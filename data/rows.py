@@ -265,11 +265,14 @@ def check_contexts(
     a model was made for. Raises InputError where not even a prompt fits."""
     longest = sorted(queries, key=lambda q: sum(len(m["content"]) for m in q.prompt))[-8:]
     prompt = max((len(tokenizer.encode_chat(query.prompt)) for query in longest), default=0)
-    if prompt > positions:
-        raise InputError(
-            f"{source}: a prompt of {prompt} tokens; the model has {positions} positions"
-        )
+    check_prompt(prompt, positions, f"{source}: ")
     warn_of_positions(prompt + response if queries else 0, positions, source)
+
+
+def check_prompt(tokens: int, positions: int, where: str = "") -> None:
+    """Raise InputError where a prompt has more tokens than a model has positions."""
+    if tokens > positions:
+        raise InputError(f"{where}a prompt of {tokens} tokens; the model has {positions} positions")
 
 
 def warn_of_positions(tokens: int, positions: int, source: Any) -> None:

@@ -39,8 +39,6 @@ HASH = "[0-9a-f]" * 16
 MAX_STEPS = 10**6 - 1
 MAX_SKIPPED = 5  # updates in a row that are left out before a run gives up
 MAY_CHANGE = ("learning_rate", "max_grad_norm", "max_steps")  # when resuming; it is recorded
-
-
 EXPORTED = ("float32", "bfloat16", "float16")  # of weights that are written
 
 

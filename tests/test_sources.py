@@ -238,3 +238,16 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="bad.parquet"):
         list(read_rows(tmp_path / "bad.parquet"))
+
+
+def test_our_own_hft_rows_are_read_also_where_the_completion_is_a_list_of_one_message():
+    said = [{"role": "assistant", "content": "<no_think>4</no_think>"}]
+    example = RECIPES["generic"]({"prompt": "2+2?", "completion": said})
+    assert (example.thinking, example.answer) == ("", "4")
+
+
+def test_alpacas_words_for_no_input_and_no_output_are_none():
+    row = {"instruction": "Say hi.", "input": "<noinput>", "output": "Hi."}
+    assert RECIPES["alpaca"](row).prompt[0]["content"] == "Say hi."
+    with pytest.raises(Skip):
+        RECIPES["alpaca"]({**row, "output": "No output."})
