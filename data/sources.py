@@ -282,20 +282,26 @@ def generic(row: dict[str, Any]) -> Example:
     golds = list(filter(None, map(as_text, given if isinstance(given, list) else [given])))
     turns_of = row.get("messages") or row.get("conversations")
     if isinstance(turns_of, list) and speaker(turns_of[-1]) == "assistant":
+        last = turns_of[-1]
         prompt, response = turns(turns_of)
     else:
+        last = {}
         prompt = question(prompt_of(row))
         response = first(row, "response", "completion", "output", "generation")
         said = row.get("completion")  # as in our HFT rows, it may be a list of one message
         if isinstance(said, list) and said and speaker(said[-1]) == "assistant":
-            response = first(said[-1], "content")
+            last = said[-1]
+            response = first(last, "content")
         response = response or (first(row, "solution") if golds else "")
     golds = golds or list(filter(None, [first(row, "solution")]))
-    thinking = first(row, "thinking", "reasoning", "reasoning_content")
+    names = ("thinking", "reasoning", "reasoning_content")
+    thinking = first(last, *names) or first(row, *names)
     if (wrapped := parse_response(response)).well_formed:
         thinking, response = wrapped.thinking, wrapped.answer
     elif response.startswith(("<think>", SKY[0])):
         thinking, response = split_trace(response)
+    if response and row.get("mode") == "think" and not thinking:
+        raise Skip("its mode is think, but it has no thinking")
     try:
         tests = read_tests(row, "row")
     except InputError as error:

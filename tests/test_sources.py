@@ -189,6 +189,7 @@ UNUSABLE = [
     ("tulu_3", {"prompt": [{"role": "system", "content": "Be kind."}]}, "no prompt"),
     ("generic", {"prompt": "6·7?", "tests": [7]}, "tests are texts"),
     ("generic", {"prompt": {"a": 1}}, "no prompt"),
+    ("generic", {"prompt": "6·7?", "response": "42", "mode": "think"}, "it has no thinking"),
 ]
 
 
@@ -244,6 +245,16 @@ def test_our_own_hft_rows_are_read_also_where_the_completion_is_a_list_of_one_me
     said = [{"role": "assistant", "content": "<no_think>4</no_think>"}]
     example = RECIPES["generic"]({"prompt": "2+2?", "completion": said})
     assert (example.thinking, example.answer) == ("", "4")
+
+
+@pytest.mark.parametrize("field", ["messages", "completion"])
+def test_the_thinking_that_stands_beside_the_content_of_the_last_message_is_its_trace(field):
+    said = [
+        {"role": "assistant", "content": "4", "reasoning_content": "2+2 is 4.", "thinking": None}
+    ]
+    asked = [{"role": "user", "content": "2+2?"}] if field == "messages" else []
+    example = RECIPES["generic"]({"prompt": "2+2?", "thinking": None, field: asked + said})
+    assert (example.thinking, example.answer) == ("2+2 is 4.", "4")
 
 
 def test_alpacas_words_for_no_input_and_no_output_are_none():
