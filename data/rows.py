@@ -198,7 +198,7 @@ def read_queries(
     """Read queries for RL or evaluation from a file, or from several with commas between.
 
     since, until: the first and the last `contest_date`, such as 2024-08-01, of those to read.
-    limit: how many rows of each file are read, from its beginning; None: all.
+    limit: how many of these are read from each file, the first ones; None: all.
 
     A row has `prompt` and `answer`, a text or a list; or `prompt` and `tests`, Python code or a
     list of its parts; or only `prompt`, for a reward model to judge. Published sets' own names are
@@ -209,13 +209,16 @@ def read_queries(
     """
     first = day_of(since or "0001-01-01", "--since")
     last = day_of(until or "9999-12-31", "--until")
+
+    def asked_for(found: tuple[str, dict[str, Any]]) -> bool:
+        where, row = found
+        if not since and not until:
+            return True
+        return first <= day_of(row.get("contest_date"), f"{where}: contest_date") <= last
+
     queries = []
-    files = (itertools.islice(read_rows(file), limit) for file in split_paths(path))
+    files = (itertools.islice(filter(asked_for, read_rows(f)), limit) for f in split_paths(path))
     for where, row in itertools.chain.from_iterable(files):
-        if (since or until) and not (
-            first <= day_of(row.get("contest_date"), f"{where}: contest_date") <= last
-        ):
-            continue
         prompt = row_prompt(row, where)
         reward_model = row.get("reward_model")
         truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None

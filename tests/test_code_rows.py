@@ -68,6 +68,7 @@ def test_a_range_of_dates_includes_its_ends(live):
     wanted = [p.row["question_id"] for p in PROBLEMS if first <= p.row["contest_date"][:10] <= last]
     assert [q.id for q in read_queries(live, first, last)] == wanted
     assert len(read_queries(live, since=dates[-1])) == dates.count(dates[-1])
+    assert len(read_queries(live, since=dates[-1], limit=1)) == 1  # of these, not of all rows
     assert len(read_queries(live, until=dates[0])) == dates.count(dates[0])
     with pytest.raises(InputError, match="no row has a contest_date from 2031-01-01 to 9999-12-31"):
         read_queries(live, since="2031-01-01")
