@@ -521,6 +521,8 @@ def run_eval(settings: EvalSettings) -> None:
         result = results(records, settings.hacc_margin, settings.eval_domain)
         if runtime.rank == 0:
             report.show_evaluation(result, asked)
+            if not run:
+                print("nothing of this is kept: --output_dir keeps figures and responses")
         if run:
             model = Path(settings.model_name_or_path).resolve().name
             export = settings.export, asked[-1], model, response_format

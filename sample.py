@@ -354,7 +354,7 @@ def invert(probs: Tensor, uniform: Tensor) -> Tensor:
 
 @dataclass
 class SampleSettings(classify.RouterOptions):
-    """Answer a prompt, a file of prompts, or standard input: in a terminal, a chat.
+    """Answer a prompt, a file of prompts, or standard input as one prompt; in a terminal, a chat.
 
     python sample.py --model_name_or_path runs/hgpo --prompt "What is 12 · 34?" --mode think
     """

@@ -29,8 +29,8 @@ Answers = Callable[..., Any]
 
 
 def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Messages] | None:
-    """What is to be answered, or None for a chat. A file has a prompt on each line, or, if it is
-    one of rows by its name, rows with prompts."""
+    """What is to be answered, or None for a chat. A file has a prompt on each line that is not
+    blank, or, if it is one of rows by its name, rows with prompts."""
     if prompt_file is not None and OF_ROWS.search(prompt_file):
         return [prompt_of(row) for where, row in read_rows(prompt_file) if row_prompt(row, where)]
     if prompt_file is not None:
@@ -40,10 +40,7 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Mess
             raise InputError(f"{prompt_file}: {error}") from None
         if not lines.strip():
             raise InputError(f"{prompt_file}: no prompts")
-        prompts = lines.removesuffix("\n").split("\n")
-        if empty := [n for n, prompt in enumerate(prompts, 1) if not prompt.strip()]:
-            raise InputError(f"{prompt_file}:{empty[0]}: empty prompt")
-        return [*prompts]
+        return [line for line in lines.split("\n") if line.strip()]
     source = "--prompt"
     if prompt is None and sys.stdin is None:
         raise InputError("no standard input: give --prompt")
@@ -66,11 +63,22 @@ def answer_all(
     prompts: Sequence[str | Messages],
     settings: SampleSettings,
 ) -> None:
-    """Print the answers to all prompts: those of a file as JSON lines, others as they are."""
+    """Print the answers to all prompts, in their order, as soon as they are there: those of a file
+    as JSON lines, others as they are."""
     file, size = settings.prompt_file, 4 * settings.batch_size  # answers of so many come together
     routed, any_sign = settings.mode == "router", (sys.stdout.encoding or "").lower() == "utf-8"
     if lab.is_its_own(tokenizer.backend):
         lab.check_words(as_messages(prompt, "")[-1]["content"] for prompt in prompts)
+
+    def said(prompt: str | Messages, mode: str, completions: list[Completion]) -> str:
+        texts, cut = zip(*((c.text(tokenizer), not c.finished) for c in completions))
+        if file:
+            router = {"router": mode} if routed else {}
+            row = {"prompt": prompt, **router, "responses": texts, "cut": cut}
+            return json.dumps(row, ensure_ascii=not any_sign)
+        router = f"[router: {mode}] " if routed else ""
+        return "\n".join(router + t + (" [cut]" if c else "") for t, c in zip(texts, cut))
+
     with tqdm(None, "sampling", len(prompts), unit="prompt", disable=None if file else True) as bar:
         for start in range(0, len(prompts), size):
             part = prompts[start : start + size]
@@ -79,24 +87,20 @@ def answer_all(
                 range(start, start + len(part)), settings.mode,
                 num_generations=settings.num_generations, batch_size=settings.batch_size,
             )  # fmt: skip
-            groups: dict[int, list[Completion]] = {}
+            early: dict[int, list[Completion]] = {}  # answered before one that comes first
+            shown = 0
             for place, completions in found:
-                groups[place] = completions
+                early[place] = completions
                 bar.update()
-            for place, (prompt, mode) in enumerate(zip(part, modes)):
-                texts = [completion.text(tokenizer) for completion in groups[place]]
-                if file:
-                    row = {"prompt": prompt, **({"router": mode} if routed else {})}
-                    row = {**row, "responses": texts}
-                    print(json.dumps(row, ensure_ascii=not any_sign), flush=True)
-                for completion, text in zip(groups[place], [] if file else texts):
-                    cut = "" if completion.finished else " [cut]"
-                    print((f"[router: {mode}] " if routed else "") + text + cut)
+                while shown in early:
+                    bar.write(said(part[shown], modes[shown], early.pop(shown)))
+                    sys.stdout.flush()
+                    shown += 1
 
 
 COMMANDS = (
     "/think, /no_think, /auto and /router set the mode, /hide and /show the reasoning, "
-    "/new starts a new conversation, /exit ends."
+    "/new starts a new conversation, /help shows these, /exit ends."
 )
 
 
@@ -109,7 +113,7 @@ def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> 
     print(COMMANDS)
     of_the_lab = lab.is_its_own(tokenizer.backend)
     if of_the_lab:
-        print(lab.KNOWN)
+        print(lab.KNOWN, "It answers the first question of a conversation best: /new.")
     messages: Messages = []
     hidden = asked_to_end = False
     for turn in range(sys.maxsize):
@@ -136,7 +140,7 @@ def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> 
         elif line == "/new":
             messages = []
         elif line.startswith("/"):
-            print(COMMANDS)
+            print("" if line == "/help" else f"There is no {line}:", COMMANDS)
         elif line:
             conversation = [*messages, {"role": "user", "content": line}]
             began = time.perf_counter()
@@ -189,7 +193,7 @@ def streamer(tokenizer: Tokenizer, hidden: bool) -> Callable[[int], None]:
         thinks = first == tokenizer.think_id
         if token == end:
             end = None
-            return f"{not_dim}\n" if thinks else ""
+            return (not_dim if hidden else f"{not_dim}\n") if thinks else ""
         if token in tokenizer.eos_ids:
             return before
         text = decoder.step(tokenizer.backend, token) or ""

@@ -236,10 +236,11 @@ def check_formats(
         malformed, cut = (sum(c[mode, what] for c in of_ranks) for what in ("malformed", "cut"))
         if malformed + cut >= MALFORMED * FIRST_ROLLOUT:
             raise InputError(
-                f"of {FIRST_ROLLOUT} first {mode} responses, {malformed} are malformed and {cut} "
-                f"cut at --max_completion_length {max_new_tokens}: there is nothing to learn from. "
-                "Teach both forms first (lhrm.py hft; if that was done, more steps or a higher "
-                "learning rate), or allow longer responses; --allow_malformed goes on"
+                f"of {FIRST_ROLLOUT} first {mode} responses, {cut} are cut at "
+                f"--max_completion_length {max_new_tokens} and {malformed} others malformed: their "
+                "rewards are 0. Teach both forms first (lhrm.py hft; if that was done, more steps "
+                "of it from this model, or a higher learning rate), or allow longer responses; "
+                "--allow_malformed goes on"
             )
 
 

@@ -171,14 +171,13 @@ def is_its_own(tokenizer: tokenizers.Tokenizer) -> bool:
 
 def check_words(texts: Iterable[str]) -> None:
     """Raise InputError if one of `texts` has a word that the lab's tokenizer does not have."""
-    if text := unknown_text(texts):
-        raise InputError(f"unknown words in {text[:60]!r}. {KNOWN}")
-
-
-def unknown_text(texts: Iterable[str]) -> str | None:
-    """The first of `texts` with a word that the lab's tokenizer does not have."""
     tokenizer = build_tokenizer()
-    return next((text for text in texts if "<|unknown|>" in tokenizer.encode(text).tokens), None)
+    for text in texts:
+        encoding = tokenizer.encode(text)
+        for token, (start, end) in zip(encoding.tokens, encoding.offsets):
+            if token == "<|unknown|>":
+                word = text[start:end]
+                raise InputError(f"{word!r} in {text[:60]!r} is no word of the lab. {KNOWN}")
 
 
 def write(base: Path, data: Path, seed: int) -> None:

@@ -611,6 +611,7 @@ def run(kind: str, settings: PrepareSettings) -> None:
     print(report.text())
     read = sum(report.totals("parse").values())
     print(f"{read} rows read in {seconds:.1f} s: {read / seconds:.0f} rows a second")
+    print(f"{Path(settings.output_dir) / kind}.jsonl: finished")
     if not settings.evaluation:
         print("no --evaluation: no evaluation question was kept out")
 

@@ -45,6 +45,11 @@ class Stopped(KeyboardInterrupt):
         self.code = 0 if number == signal.SIGTERM else 130
 
 
+def tell(what: str) -> None:
+    """Write a line of its own to standard error, from any thread or signal handler."""
+    os.write(2, f"{cli.whoami() or chr(10)}{what}\n".encode())
+
+
 class Signals:
     """SIGTERM and SIGINT raise Stopped at once; while they are held, they are only kept in mind."""
 
@@ -53,9 +58,11 @@ class Signals:
         self.held = False
 
     def receive(self, number: int, _: Any = None) -> None:
-        self.received = self.received or number
+        first, self.received = not self.received, self.received or number
         if not self.held:
             raise Stopped(self.received)
+        if first and cli.is_main_process():
+            tell("stopping: what is done is saved first; a second signal ends it at once")
 
     @contextlib.contextmanager
     def hold(self, held: bool = True) -> Iterator[None]:
@@ -83,13 +90,15 @@ def watch(received: socket.socket) -> None:
                 return  # the other end is closed: the command has ended
             if asked := [n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)]:
                 if time.monotonic() - first > SAME_SIGNAL:
+                    if cli.is_main_process():
+                        tell("ended at once, without saving")
                     os._exit(128 + asked[-1])
                 first, code = min(first, time.monotonic()), Stopped(asked[0]).code
         if cli.among_several() and time.monotonic() - first > STUCK and not SIGNALS.received:
-            os.write(2, f"{cli.whoami()}stopped while it waited for another process\n".encode())
+            tell("stopped while it waited for another process")
             os._exit(code)
         if under_torchrun and os.getppid() != parent:
-            os.write(2, f"{cli.whoami()}error: torchrun has ended\n".encode())
+            tell("error: torchrun has ended")
             os._exit(2)
 
 

@@ -121,7 +121,8 @@ def show_evaluation(result: dict[str, Any], setups: Sequence[str]) -> None:
         for name in ("queries", "graded")
     )
     graded_only = "" if count == graded else f" ({graded} of them can be judged)"
-    print(f"\n{count} queries{graded_only}, headline domain: {result['domain']}")
+    one = "" if result["domain"] == "all" else f"; the first lines are of {result['domain']}"
+    print(f"\n{count} queries{graded_only}{one}")
     print(results_table(rows))
     if result["by_level"] and result[setups[-1]]["think_ratio"] is not None:
         print(level_bars(setups[-1], result, setups[-1]))

@@ -260,6 +260,8 @@ class Run:
             raise InputError(f"{folder} holds an unfinished run: {goes_on}, {advice}")
         if finished or progress:
             keep = "give what it was made with, or another --output_dir"
+            if finished and kind is TRAINING:
+                keep += f" (with --model_name_or_path {folder} its model is trained further)"
             changes = self.compare(record, hashes, progress, f"{keep}; {advice}")
             if finished:
                 self.delete(kind.progress, *kind.temporary)  # in case a kill left some of it
@@ -361,6 +363,9 @@ class Run:
             self.delete(self.kind.progress, *self.kind.temporary)
 
         self.runtime.on_first(write)
+        if cli.is_main_process():
+            talk = f"; python sample.py --model_name_or_path {self.folder} talks to its model"
+            print(f"{self.folder}: finished{talk if self.kind is TRAINING else ''}")
 
     # ------------------------------------------------------------------------------ checkpoints
 

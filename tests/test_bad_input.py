@@ -308,7 +308,7 @@ def test_the_labs_model_is_not_trained_on_words_that_it_does_not_know(fails, tmp
     rows = tmp_path / "gsm8k.jsonl"
     rows.write_text('{"question": "Natalia sold 48 clips.", "answer": "#### 48"}\n')
     line = fails("hgpo.py", "--dataset_name", rows, "--output_dir", tmp_path / "lab")
-    assert "gsm8k.jsonl: unknown words in 'Natalia sold" in line
+    assert "gsm8k.jsonl: 'N' in 'Natalia sold" in line
 
 
 def test_a_name_of_the_hub_gets_the_line_that_fetches_it(fails, tmp_path):

@@ -19,7 +19,7 @@ from conftest import ROOT, run, tiny_model
 import sample
 from data import chat as chats
 from data import classify
-from data.chat import chat, streamer
+from data.chat import answer_all, chat, streamer
 from data.cli import InputError
 from sample import Completion, draw, generate
 
@@ -330,7 +330,7 @@ def test_an_empty_prompt_is_refused_and_no_prompts_are_fine(model):
 
 def test_the_command_answers_a_prompt_and_a_file(lab_folder, tmp_path, monkeypatch, capsys):
     questions = tmp_path / "questions.txt"
-    questions.write_text("7+5=\nhello ada\n")
+    questions.write_text("7+5=\n\nhello ada\n")
     common = ["sample.py", "--model_name_or_path", str(lab_folder / "base")]
     common += ["--max_completion_length", "8", "--mode", "no_think"]
 
@@ -387,6 +387,33 @@ def test_the_router_forces_tags_that_the_model_knows_and_asks_in_words_where_the
     one = ("--prompt", "7+5=", "--mode", "router")
     assert printed(lab_folder / "base", *one).startswith("[router: think] <think>")
     assert printed(untagged, *one).startswith("[router: think] ")
+
+
+def test_an_answer_is_printed_as_soon_as_those_before_it_are_and_says_whether_it_was_cut(
+    tokenizer, capsys
+):
+    seen = []
+
+    def answers(conversations, places, mode, **options):
+        def found():
+            for place, text, finished in [
+                (1, "12</no_think>", True),
+                (2, "1", False),
+                (0, "", True),
+            ]:
+                seen.append(capsys.readouterr().out)
+                ids = [*tokenizer.encode("<no_think>" + text), *tokenizer.eos_ids[:finished]]
+                yield place, [Completion(ids, [0.0] * len(ids), finished)]
+            seen.append(capsys.readouterr().out)
+
+        return [mode] * 3, found()
+
+    answer_all(tokenizer, answers, ["7", "8", "9"], sample.SampleSettings(prompt_file="abc.txt"))
+    assert seen[:3] == ["", "", ""]
+    rows = [json.loads(line) for line in seen[3].splitlines()]
+    assert [row["prompt"] for row in rows] == ["7", "8", "9"]
+    assert [row["responses"] for row in rows][1:] == [["<no_think>12</no_think>"], ["<no_think>1"]]
+    assert [row["cut"] for row in rows] == [[False], [False], [True]]
 
 
 def test_the_answers_of_a_file_come_in_its_order_while_others_are_still_to_be_sampled(
@@ -506,7 +533,7 @@ def test_a_chat_sets_the_mode_remembers_forgets_and_survives_ctrl_c(lab_folder):
     "text, hidden, shown",
     [
         ("<think>7+5=12</think>12", False, "[thinking] 7+5=12\n12"),
-        ("<think>7+5=12</think>12", True, "[thinking] \n12"),
+        ("<think>7+5=12</think>12", True, "[thinking] 12"),
         ("<no_think>12</no_think>", True, "[not thinking] 12"),
         ("<think>7<no_think>5</think>1</think>2", False, "[thinking] 7<no_think>5\n1</think>2"),
         ("<think>7+5", True, "[thinking] "),
@@ -563,4 +590,4 @@ def test_a_chat_goes_on_after_what_it_cannot_answer(tokenizer, monkeypatch, caps
     chat(tokenizer, answer, "auto", max_tokens=20)
     printed = capsys.readouterr().out
     assert "[cannot encode this]" in printed
-    assert "[unknown words in 'What is this?'. The lab's model knows sums" in printed
+    assert "['W' in 'What is this?' is no word of the lab. The lab's model knows" in printed
