@@ -729,7 +729,9 @@ def run(settings: HGPOSettings | DPOSettings | RFTSettings) -> None:
     on_lab = settings.model_name_or_path is None
     root = Path(settings.output_dir)
     if settings.num_generations % len(MODES) or settings.num_generations == 0:
-        raise InputError(f"num_generations = {settings.num_generations} must be even: half a mode")
+        raise InputError(
+            f"num_generations = {settings.num_generations} must be even: a half in each mode"
+        )
     report.load_tracker(settings.report_to)  # all errors come before the long work
     if on_lab:
         settings = lab_with_pi_hft(settings, root / settings.method, runtime)

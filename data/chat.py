@@ -15,7 +15,7 @@ from tokenizers.decoders import DecodeStream
 from tqdm import tqdm
 
 from data import lab
-from data.cli import InputError, dimming
+from data.cli import InputError, dimming, named
 from data.modes import parse_response
 from data.rows import OF_ROWS, as_messages, prompt_of, read_rows, row_prompt
 from data.tokenizer import Messages, Tokenizer
@@ -35,8 +35,9 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Mess
         return [prompt_of(row) for where, row in read_rows(prompt_file) if row_prompt(row, where)]
     if prompt_file is not None:
         try:
-            lines = Path(prompt_file).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            with named(prompt_file):
+                lines = Path(prompt_file).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
             raise InputError(f"{prompt_file}: {error}") from None
         if not lines.strip():
             raise InputError(f"{prompt_file}: no prompts")
@@ -76,8 +77,8 @@ def answer_all(
             router = {"router": mode} if routed else {}
             row = {"prompt": prompt, **router, "responses": texts, "cut": cut}
             return json.dumps(row, ensure_ascii=not any_sign)
-        router = f"[router: {mode}] " if routed else ""
-        return "\n".join(router + t + (" [cut]" if c else "") for t, c in zip(texts, cut))
+        chosen = f"[router: {mode}] " if routed else ""
+        return "\n".join(chosen + t + (" [cut]" if c else "") for t, c in zip(texts, cut))
 
     with tqdm(None, "sampling", len(prompts), unit="prompt", disable=None if file else True) as bar:
         for start in range(0, len(prompts), size):
@@ -137,8 +138,10 @@ def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> 
             mode = line[1:]
         elif line in ("/hide", "/show"):
             hidden = line == "/hide"
+            print("[reasoning is hidden]" if hidden else "[reasoning is shown]")
         elif line == "/new":
             messages = []
+            print("[a new conversation]")
         elif line.startswith("/"):
             print("" if line == "/help" else f"There is no {line}:", COMMANDS)
         elif line:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -324,6 +325,7 @@ def run_predict(settings: PredictSettings) -> None:
     if prompts is None:
         raise InputError("give a query: --prompt or --prompt_file")
     texts = [as_messages(prompt, "")[-1]["content"] for prompt in prompts]
+    print("complexity, the router's mode, query:", file=sys.stderr)
     for text, complexity in zip(texts, load(settings.model_name_or_path).predict(texts)):
         print(f"{complexity:.3f}  {mode_for(complexity):8}  {' '.join(text.split())[:80]}")
 

@@ -6,6 +6,7 @@ import argparse
 import codecs
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import inspect
 import json
@@ -78,7 +79,11 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors."""
 
     def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
+        known = [*self._option_string_actions]
+        given = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        near = [name for word in given for name in difflib.get_close_matches(word, known, 1, 0.7)]
+        hint = f"did you mean {near[0]}?" if near and near[0] not in given else "see"
+        raise InputError(f"{message} ({hint} {self.prog} --help)")
 
 
 def parse_settings(
@@ -168,7 +173,7 @@ def run_subcommand(prog: str, commands: dict[str, tuple[Any, ...]]) -> None:
         lines = [f"  {name:10}{purpose(cls)}" for name, (cls, *_) in commands.items()]
         return print("\n".join([f"usage: {prog} COMMAND …; {prog} COMMAND --help", "", *lines]))
     if name not in commands:
-        raise InputError(f"unknown command {name!r}: {prog} {' or '.join(commands)}")
+        raise InputError(f"{name!r} is no command: expected {prog} {' or '.join(commands)}")
     cls, function, *lab = commands[name]
     function(parse_settings(cls, f"{prog} {name}", sys.argv[2:], *lab))
 
@@ -197,6 +202,13 @@ def in_other_signs(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("other_signs", in_other_signs)
 
 
+def in_words(error: Exception) -> str:
+    """What an error says; that of a file without its number, and with its name once."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command. Bad input becomes one line on standard error and exit code 2, Ctrl-C one line
     and 130."""
@@ -210,7 +222,7 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        code, line = 2, f"error: {error}"
+        code, line = 2, f"error: {in_words(error)}"
     except KeyboardInterrupt as stop:
         code, line = getattr(stop, "code", 130), str(stop) or "interrupted"
         line = line if os.environ.get("RANK", "0") == "0" else ""

@@ -375,7 +375,8 @@ def load_reward_model(
     if settings.reward_model_name_or_path is None:
         raise InputError(
             f"{len(indefinite)} of {len(queries)} queries have neither an answer nor tests, first "
-            f"{indefinite[0].prompt[-1]['content'][:60]!r}: give --reward_model_name_or_path"
+            f"{indefinite[0].prompt[-1]['content'][:60]!r}: give --reward_model_name_or_path (or "
+            "are these rows for HFT? those for RL are another file)"
         )
     shift = settings.reward_shift
     if shift is None and run:

@@ -211,7 +211,7 @@ class Runtime:
             try:
                 found[0] = work()
             except (InputError, OSError) as error:
-                found[1] = str(error)
+                found[1] = cli.in_words(error)
         self.wait(timeout)
         if self.world_size > 1:
             dist.broadcast_object_list(found, 0, self.host)

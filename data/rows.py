@@ -72,7 +72,10 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     if b"\\u" in line:  # an escape may hide half a surrogate pair
                         json.dumps(row, ensure_ascii=False).encode("utf-8")
                 except (ValueError, RecursionError) as error:
-                    what = f"not JSON: {error}" if line.strip() else "empty row"
+                    why = str(error)
+                    if isinstance(error, json.JSONDecodeError):  # whose line is always the first
+                        why = f"{error.msg} at character {error.pos + 1}"
+                    what = f"not JSON: {why}" if line.strip() else "empty row"
                     raise InputError(f"{path}:{number}: {what}") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{path}:{number}: expected a JSON object")
@@ -91,6 +94,8 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except ImportError:
         raise InputError(f"{path}: to read Parquet, pip install pyarrow") from None
     number = 0
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     try:
         batches = parquet.ParquetFile(path).iter_batches(batch_size=256)
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
@@ -133,7 +138,8 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:
             thinking, answer = row.get("thinking") or "", row.get("answer")
             mode = row.get("mode", "think" if thinking else "no_think")
             if mode not in MODES or not isinstance(answer, str) or not isinstance(thinking, str):
-                raise InputError(f"{where}: expected a text as answer, in mode think or no_think")
+                forms = "messages, completion, or answer (a text), with thinking in mode think"
+                raise InputError(f"{where}: an HFT row has {forms}; this one: {', '.join(row)}")
             if mode == "no_think" and thinking:
                 raise InputError(f"{where}: a no_think row has thinking")
             response = as_messages(format_response(mode, thinking, answer), where, "assistant")
@@ -336,7 +342,7 @@ class TokenizedRows:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
         if not (folder / "tokens.json").exists():
-            raise InputError(f"{folder}: no tokenized rows (is it the folder hft_tokens?)")
+            raise InputError(f"{folder}: expected hft.jsonl or the like, or a folder hft_tokens")
         summary = read_json(folder / "tokens.json")
         if summary.get("tokenizer") != fingerprint(tokenizer):
             raise InputError(f"{folder}: tokenized for another tokenizer or chat format")

@@ -277,7 +277,7 @@ def test_a_bad_model_folder_is_named_by_every_command(damage, fails, lab_folder,
             ["hgpo.py", "--model_name_or_path", "BASE", "--dataset_name", "RL"]
             + ["--reward_model_name_or_path", "/none"], "/none",
         ),
-        (["lhrm.py"], "unknown command ''"),
+        (["lhrm.py"], "'' is no command"),
         (["lhrm.py", "hft", "--output_dir", "FILE"], "Not a directory"),
         (["lhrm.py", "eval", "--model_name_or_path", "/none", "--dataset_name", "RL"], "/none"),
         (["sample.py", "--model_name_or_path", "/none"], "/none: no such folder"),

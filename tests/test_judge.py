@@ -785,7 +785,7 @@ def test_nothing_is_learnt_from_where_nearly_all_of_a_mode_is_malformed_or_cut(
     tokenizer = SimpleNamespace(encode_chat=lambda p: p[0]["content"], decode=PLAIN.decode)
     given = (None, tokenizer, asking(*"abcdefgh"), lhrm.start(False), 0, 9, 8, 1.0)
     if stops:
-        counts = f"{malformed} are malformed and {cut} cut at --max_completion_length 9"
+        counts = f"{cut} are cut at --max_completion_length 9 and {malformed} others malformed"
         with pytest.raises(InputError, match=f"of 16 first {MODES[mode]} responses, {counts}"):
             check_formats(*given)
     else:

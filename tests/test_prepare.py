@@ -652,7 +652,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "unknown command"),
+        ([], "is no command"),
         (["hft"], "give --sources"),
         (["hft", "--sources", "wiki:a.jsonl"], "expected recipe:file"),
         (["hft", "--sources", "generic/law:a.jsonl"], "expected recipe:file"),

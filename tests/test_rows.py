@@ -244,7 +244,10 @@ BAD_ROWS = {
     "no messages": ({"prompt": [], "answer": "a"}, "expected a prompt"),
     "odd message": ({"prompt": [7], "answer": "a"}, "a message needs"),
     "blank answer": ({"prompt": "q", "answer": ""}, "answer"),
-    "answer no text": ({"prompt": "q", "answer": 5}, "expected a"),
+    "answer no text": (
+        {"prompt": "q", "answer": 5},
+        "expected an answer|an HFT row has .*; this one: prompt, answer",
+    ),
     "half a character": ('{"prompt": "\\ud800", "answer": "a"}', "not JSON"),
     "too deep": ("[" * 100_000, "not JSON"),
 }
