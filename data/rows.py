@@ -139,7 +139,7 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:
             mode = row.get("mode", "think" if thinking else "no_think")
             if mode not in MODES or not isinstance(answer, str) or not isinstance(thinking, str):
                 forms = "messages, completion, or answer (a text), with thinking in mode think"
-                raise InputError(f"{where}: an HFT row has {forms}; this one: {', '.join(row)}")
+                raise InputError(f"{where}: expected {forms}; this row has {', '.join(row)}")
             if mode == "no_think" and thinking:
                 raise InputError(f"{where}: a no_think row has thinking")
             response = as_messages(format_response(mode, thinking, answer), where, "assistant")

@@ -263,6 +263,7 @@ def test_a_bad_model_folder_is_named_by_every_command(damage, fails, lab_folder,
     "command, message",
     [
         (["hgpo.py", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["hgpo.py", "--num_generation", "4"], "did you mean --num_generations?"),
         (["hgpo.py", "--num_generations", "3"], "num_generations = 3 must be even"),
         (["hgpo.py", "--method", "ppo"], "invalid choice: 'ppo'"),
         (["hgpo.py", "--method", "dpo", "--delta", "1"], "unrecognized arguments: --delta 1"),
@@ -272,6 +273,8 @@ def test_a_bad_model_folder_is_named_by_every_command(damage, fails, lab_folder,
         (["hgpo.py", "--gamma", "2"], "--gamma 2.0: must be at least 0 and at most 1"),
         (["hgpo.py", "--eval_top_p", "1.5"], "at most 1"),
         (["hgpo.py", "--model_name_or_path", "BASE"], "give --dataset_name"),
+        (["hgpo.py", "--model_name_or_path", "BASE", "--dataset_name", "none.jsonl"],
+         "error: none.jsonl: No such file"),
         (["hgpo.py", "--model_name_or_path", "CUT", "--dataset_name", "RL"], "truncated"),
         (
             ["hgpo.py", "--model_name_or_path", "BASE", "--dataset_name", "RL"]

@@ -68,6 +68,7 @@ def test_a_finished_run_that_is_started_again_says_so_and_touches_nothing(
     settings = hgpo_settings(lab_folder, tmp_path / "run", max_steps=1, eval_dataset_name=rows)
     hgpo.run(settings)
     before, shown = snapshot(tmp_path / "run"), capsys.readouterr().out
+    assert f"run: finished; python sample.py --model_name_or_path {tmp_path / 'run'} talks" in shown
     again = dataclasses.replace(settings, resume_from_checkpoint=resume, save_steps=7)
     hgpo.run(again)
     assert snapshot(tmp_path / "run") == before
@@ -75,7 +76,8 @@ def test_a_finished_run_that_is_started_again_says_so_and_touches_nothing(
     assert "run holds this run, finished; its own command starts over" in out
     table = shown[shown.index("held-out queries") :]
     assert out.endswith(table)  # its results are shown again
-    with pytest.raises(InputError, match="made with alpha = 1.0, not 0.5; give what it was"):
+    further = f"made with alpha = 1.0, not 0.5; .*--model_name_or_path {tmp_path / 'run'} its model"
+    with pytest.raises(InputError, match=further):
         hgpo.run(dataclasses.replace(again, alpha=0.5))
     assert snapshot(tmp_path / "run") == before
 
