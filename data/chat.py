@@ -66,7 +66,7 @@ def answer_all(
 ) -> None:
     """Print the answers to all prompts, in their order, as soon as they are there: those of a file
     as JSON lines, others as they are."""
-    file, size = settings.prompt_file, 4 * settings.batch_size  # answers of so many come together
+    file, size = settings.prompt_file, 4 * settings.batch_size  # so many are encoded at a time
     routed, any_sign = settings.mode == "router", (sys.stdout.encoding or "").lower() == "utf-8"
     if lab.is_its_own(tokenizer.backend):
         lab.check_words(as_messages(prompt, "")[-1]["content"] for prompt in prompts)
@@ -143,7 +143,7 @@ def chat(tokenizer: Tokenizer, answers: Answers, mode: str, max_tokens: int) -> 
             messages = []
             print("[a new conversation]")
         elif line.startswith("/"):
-            print("" if line == "/help" else f"There is no {line}:", COMMANDS)
+            print(COMMANDS if line == "/help" else f"There is no {line}: {COMMANDS}")
         elif line:
             conversation = [*messages, {"role": "user", "content": line}]
             began = time.perf_counter()

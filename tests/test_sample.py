@@ -581,7 +581,7 @@ def test_a_chat_is_one_conversation_until_new_starts_another(tokenizer, monkeypa
 
 
 def test_a_chat_goes_on_after_what_it_cannot_answer(tokenizer, monkeypatch, capsys):
-    lines = iter(["hi", "What is this?", "/exit"])
+    lines = iter(["hi", "What is this?", "/quit", "/exit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
 
     def answer(*args, **options):
@@ -589,5 +589,5 @@ def test_a_chat_goes_on_after_what_it_cannot_answer(tokenizer, monkeypatch, caps
 
     chat(tokenizer, answer, "auto", max_tokens=20)
     printed = capsys.readouterr().out
-    assert "[cannot encode this]" in printed
+    assert "[cannot encode this]" in printed and "There is no /quit: /think, " in printed
     assert "['W' in 'What is this?' is no word of the lab. The lab's model knows" in printed
