@@ -39,9 +39,9 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str | Mess
                 lines = Path(prompt_file).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{prompt_file}: {error}") from None
-        if not lines.strip():
+        if not (prompts := [line for line in lines.split("\n") if line.strip()]):
             raise InputError(f"{prompt_file}: no prompts")
-        return [line for line in lines.split("\n") if line.strip()]
+        return [*prompts]
     source = "--prompt"
     if prompt is None and sys.stdin is None:
         raise InputError("no standard input: give --prompt")

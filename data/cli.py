@@ -79,11 +79,12 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors."""
 
     def error(self, message: str) -> typing.NoReturn:
-        start, _, unknown = message.partition("unrecognized arguments: ")
-        given, known = unknown.split() if not start else [], [*self._option_string_actions]
-        options = [word.partition("=")[0] for word in given if word.startswith("--")]
-        near = [name for one in options for name in difflib.get_close_matches(one, known, 1, 0.7)]
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = ""
+        if message.startswith("unrecognized"):
+            given = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+            known = [*self._option_string_actions]
+            near = [name for g in given for name in difflib.get_close_matches(g, known, 1, 0.7)]
+            hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"{message} ({hint}see {self.prog} --help)")
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -222,7 +223,7 @@ def check_formats(
 ) -> None:
     """Raise InputError if, in a first small rollout, nearly all responses of a mode are malformed
     or cut: with rewards of 0 there is nothing to learn."""
-    counts = dict.fromkeys(((mode, what) for mode in MODES for what in ("malformed", "cut")), 0)
+    counts = Counter[tuple[str, str]]()
     with runtime.apart():
         for _, mode, completion in sample_evenly(
             policy, tokenizer, queries, FIRST_ROLLOUT, runtime, seed, "first look",
@@ -231,9 +232,9 @@ def check_formats(
             form = parse_response(completion.text(tokenizer))
             counts[mode, "cut"] += not completion.finished
             counts[mode, "malformed"] += completion.finished and not form.well_formed
-    of_ranks = runtime.gather([counts])
+    counts = sum(runtime.gather([counts]), Counter[tuple[str, str]]())  # of all ranks
     for mode in MODES:
-        malformed, cut = (sum(c[mode, what] for c in of_ranks) for what in ("malformed", "cut"))
+        malformed, cut = counts[mode, "malformed"], counts[mode, "cut"]
         if malformed + cut >= MALFORMED * FIRST_ROLLOUT:
             raise InputError(
                 f"of {FIRST_ROLLOUT} first {mode} responses, {cut} are cut at "

@@ -138,7 +138,7 @@ def read_hft_rows(path: str | Path) -> Iterator[tuple[str, Messages, str]]:
             thinking, answer = row.get("thinking") or "", row.get("answer")
             mode = row.get("mode", "think" if thinking else "no_think")
             if mode not in MODES or not isinstance(answer, str) or not isinstance(thinking, str):
-                forms = "messages, completion, or answer (a text), with thinking in mode think"
+                forms = "a completion, messages, or an answer (text), with thinking in mode think"
                 raise InputError(f"{where}: expected {forms}; this row has {', '.join(row)}")
             if mode == "no_think" and thinking:
                 raise InputError(f"{where}: a no_think row has thinking")

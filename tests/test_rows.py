@@ -244,7 +244,7 @@ BAD_ROWS = {
     "no messages": ({"prompt": [], "answer": "a"}, "expected a prompt"),
     "odd message": ({"prompt": [7], "answer": "a"}, "a message needs"),
     "blank answer": ({"prompt": "q", "answer": ""}, "answer"),
-    "answer no text": ({"prompt": "q", "answer": 5}, "expected"),
+    "answer no text": ({"prompt": "q", "answer": 5}, "expected a"),
     "half a character": ('{"prompt": "\\ud800", "answer": "a"}', "not JSON"),
     "too deep": ("[" * 100_000, "not JSON"),
 }
@@ -262,7 +262,7 @@ def test_a_bad_row_is_refused_with_its_file_and_line(case, read, tmp_path):
 
 def test_a_row_that_is_none_for_hft_is_told_which_fields_one_has(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", {"prompt": "q", "response": "a"})
-    with pytest.raises(InputError, match="completion, or answer .* this row has prompt, response"):
+    with pytest.raises(InputError, match="expected a completion, .* this row has prompt, response"):
         list(read_hft_rows(path))
 
 

@@ -76,7 +76,8 @@ def test_a_finished_run_that_is_started_again_says_so_and_touches_nothing(
     assert "run holds this run, finished; its own command starts over" in out
     table = shown[shown.index("held-out queries") :]
     assert out.endswith(table)  # its results are shown again
-    further = f"made with alpha = 1.0, not 0.5; .*--model_name_or_path {tmp_path / 'run'} its model"
+    further = "made with alpha = 1.0, not 0.5; give what it was .*"
+    further += f"--model_name_or_path {tmp_path / 'run'} its model is trained further"
     with pytest.raises(InputError, match=further):
         hgpo.run(dataclasses.replace(again, alpha=0.5))
     assert snapshot(tmp_path / "run") == before
