@@ -54,7 +54,7 @@ def inter_rewards(rewards: Tensor, delta: float) -> Tensor:
     """r_inter: 1 for each response of the mode with the higher mean reward, after adding δ to
     no_think's. Where the two sides are equal within 1e-6, both modes get 1. (B, 2, G) -> same."""
     contest = mean_rewards(rewards)  # (B, 2)
-    contest[:, NO_THINK] += delta  # Eq. 9: R̄^⊢ against R̄^⊬ + δ
+    contest[:, NO_THINK:] += delta  # Eq. 9: R̄^⊢ against R̄^⊬ + δ; of one group: nothing
     better = contest >= contest.amax(-1, keepdim=True) - 1e-6  # Eq. 9, argmax
     return better[:, :, None].expand(rewards.shape).to(rewards.dtype)
 
@@ -265,6 +265,10 @@ class HGPOSettings(PolicyOptions):
     alpha: float = setting(1.0, "α, weight of A_inter on the mode tag (Eq. 10)")
     delta: float = setting(0.2, "δ of Eq. 9; a larger one: less thinking", minimum=-math.inf)
     epsilon: float = setting(0.5, "ε, clip range of the ratio (Eq. 11)")
+    forced_modes: bool = setting(
+        True, "half of the responses in each mode (Eq. 5); false: all as the model chooses, N in a "
+        "group, without A_inter: plain GRPO",
+    )  # fmt: skip
     beta: float = setting(0.001, "β, weight of the KL term (Eq. 11); 0: no reference model")
     estimator: str = setting("grpo", "advantages by Eq. 10, 23, 22", tuple(ESTIMATORS))
     gamma: float | None = setting(
@@ -369,16 +373,18 @@ def sample_responses(
     settings: PolicyOptions,
     reward_model: RewardModel | None,
     watch: Stopwatch,
+    modes: Sequence[str] = MODES,
 ) -> Rollout:
-    """N responses to each query, half of them forced into each mode (Eq. 5, 6), judged (Eq. 7)."""
+    """N responses to each query, half of them forced into each mode (Eq. 5, 6), judged (Eq. 7).
+    modes: "auto" alone for plain GRPO, whose rewards are (B, 1, N)."""
     n = settings.num_generations
     prompts = [tokenizer.encode_chat(query.prompt) for query in queries]
     asked = [
         lhrm.Asked(query, prompt, mode, mix_seed(seed, mode))  # Eq. 5: in each mode …
         for query, prompt, seed in zip(queries, prompts, seeds)
-        for mode in MODES
+        for mode in modes
     ]
-    each = n // len(MODES)  # Eq. 5: … N/2 responses
+    each = n // len(modes)  # Eq. 5: … N/2 responses
     groups = dict(
         lhrm.answer(
             policy, tokenizer, asked, settings, reward_model, watch, each,
@@ -397,7 +403,7 @@ def sample_responses(
         prompts=[prompt for prompt in prompts for _ in range(n)],
         responses=[completion.ids for completion, _ in answers],
         judged=[judged for _, judged in answers],
-        rewards=rewards.view(len(queries), len(MODES), each).to(device),
+        rewards=rewards.view(len(queries), len(modes), each).to(device),
         lengths=torch.tensor([len(row) for row in rows], dtype=torch.long, device=device),
         sampler_log_probs=log_probs,
         old_log_probs=torch.zeros_like(log_probs),
@@ -428,11 +434,11 @@ def train(
     log = report.Log(run.folder, first, settings.report_to)
     num_responses = settings.num_queries * settings.num_generations
     gamma = ESTIMATORS[settings.estimator] if settings.gamma is None else settings.gamma
+    modes = MODES if settings.forced_modes else ("auto",)
 
     def evaluate_if_due(step: int) -> None:
         if evaluation and settings.eval_steps and step and step % settings.eval_steps == 0:
-            accuracy = evaluation(f"step {step}")["auto"]["hybrid_accuracy"]
-            log.write(step, {"hybrid_accuracy": accuracy})
+            log.write(step, report.evaluation_metrics(evaluation(f"step {step}")))
 
     bar = progress(range(first, steps), "HGPO", initial=first, total=steps, unit="step")
     with contextlib.closing(log), run.stoppable():
@@ -450,7 +456,7 @@ def train(
                 watch.phase("rollout"),
             ):
                 rollout = sample_responses(  # l. 6: π_old, still π_θ, samples; l. 7: rewards
-                    policy, tokenizer, batch, seeds, settings, reward_model, watch
+                    policy, tokenizer, batch, seeds, settings, reward_model, watch, modes
                 )
             # l. 8: Eq. 9; l. 9: Eq. 10, of each response, and then of each token
             intra = intra_advantages(rollout.rewards, settings.estimator)
@@ -583,12 +589,14 @@ def record_step(
 
     totals: this rank's TOTALS. figures: those that do not follow from TOTALS and rollout.
     """
-    n = math.prod(rollout.rewards.shape[1:])
+    _, num_groups, each = rollout.rewards.shape
+    n = num_groups * each
     tags = rollout.old_log_probs[:, :1].flatten().tolist()  # log π_old of each mode tag
     judged = [dataclasses.replace(j, text="") for j in rollout.judged]
     groups = [(judged[i : i + n], tags[i : i + n]) for i in range(0, len(tags), n)]
     groups = runtime.gather(groups)
-    metrics = report.step_metrics(groups, runtime.sum(totals).tolist(), with_reference) | figures
+    sums = runtime.sum(totals).tolist()
+    metrics = report.step_metrics(groups, sums, with_reference, num_groups) | figures
     log.write(step, metrics)
     report.show_on_bar(bar, metrics)
     log.warn_of_collapse(step, metrics, bar.write)

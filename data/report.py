@@ -266,8 +266,7 @@ class Log:
         write_rows(self.completions, ({"step": step, **row} for row in examples), "a")
         for row in examples:
             show(f"step {step}: {shortened(row['prompt'])}")
-            for mode in MODES:
-                r = row[mode]
+            for r in (row[group] for group in row if group != "prompt"):
                 figures = [f"{name} {r[name]:.2f}" for name in ("reward", "a_intra", "a_inter")]
                 show(f"  {', '.join(figures)}: {shortened(r['response'])}")
 
@@ -328,24 +327,25 @@ def step_metrics(
     groups: Sequence[tuple[Sequence[Judged], Sequence[float]]],
     totals: Sequence[float],
     with_reference: bool,
+    num_groups: int = len(MODES),
 ) -> dict[str, float]:
     """The logged figures of a step, over all ranks; no accuracies if no query has an answer.
 
     groups: for each query its N judged responses, think first, and the log-probs of their tags.
+    num_groups: into which the N responses fall: the modes, or 1 where the model chose the mode.
     """
 
     def grid(value: Callable[[Judged], float | None]) -> Tensor:
         values = [[float(value(judged) or 0.0) for judged in group] for group, _ in groups]
-        return torch.tensor(values, dtype=torch.float64).view(len(groups), len(MODES), -1)
+        return torch.tensor(values, dtype=torch.float64).view(len(groups), num_groups, -1)
 
     rewards, lengths = grid(lambda j: j.reward), grid(lambda j: j.length)  # (B, 2, G)
+    modes, leaked = grid(lambda j: j.mode), grid(lambda j: j.leaked)
     spread = rewards.std(-1, correction=0)  # (B, 2)
-    tags = torch.tensor([tags for _, tags in groups], dtype=torch.float64).view(rewards.shape)
-    tags = tags[:, :, 0]  # (B, 2): log π(<think> | q), log π(<no_think> | q)
     total = dict(zip(TOTALS, totals))
     tokens = total["tokens"]
     low, high = total["clipped_low"] / tokens, total["clipped_high"] / tokens
-    metrics = {
+    metrics: dict[str, Any] = {
         "loss": total["loss"],
         "reward": rewards.mean(),
         "reward_std": spread.mean(),
@@ -359,23 +359,42 @@ def step_metrics(
         "clip_ratio/low_mean": low,
         "clip_ratio/high_mean": high,
         "clip_ratio/region_mean": low + high,
-        "mode/think_ratio": tags[:, THINK].exp().mean(),
-        "mode/no_think_ratio": tags[:, NO_THINK].exp().mean(),
-        "mode/log_prob_think": tags[:, THINK].mean(),
-        "mode/log_prob_no_think": tags[:, NO_THINK].mean(),
-        "mode/entropy": torch.special.entr(tags.softmax(1)).sum(1).mean(),
+        "mode/think_ratio": (modes == THINK).double().mean(),
+        "mode/no_think_ratio": (modes == NO_THINK).double().mean(),
         "mode/malformed_ratio": 1 - grid(lambda j: j.well_formed).mean(),
-        "no_think/leak_ratio": grid(lambda j: j.leaked)[:, NO_THINK].mean(),
+        "no_think/leak_ratio": leaked[modes == NO_THINK].mean(),
     }
+    if num_groups == len(MODES):  # both tags were forced: their exact probabilities are known
+        tags = torch.tensor([tags for _, tags in groups], dtype=torch.float64).view(rewards.shape)
+        tags = tags[:, :, 0]  # (B, 2): log π(<think> | q), log π(<no_think> | q)
+        metrics |= {
+            "mode/think_ratio": tags[:, THINK].exp().mean(),
+            "mode/no_think_ratio": tags[:, NO_THINK].exp().mean(),
+            "mode/log_prob_think": tags[:, THINK].mean(),
+            "mode/log_prob_no_think": tags[:, NO_THINK].mean(),
+            "mode/entropy": torch.special.entr(tags.softmax(1)).sum(1).mean(),
+        }
     if with_reference:
         metrics["kl"] = total["kl"] / tokens
     definite = torch.tensor([group[0].definite for group, _ in groups])  # (B,)
     for number, mode in enumerate(MODES):
-        metrics[f"{mode}/reward"] = rewards[:, number].mean()
+        metrics[f"{mode}/reward"] = rewards[modes == number].mean()  # NaN where none is in it
         if definite.any():
-            metrics[f"{mode}/accuracy"] = rewards[definite, number].mean()
-        metrics[f"{mode}/length"] = lengths[:, number].mean()
+            metrics[f"{mode}/accuracy"] = rewards[definite][modes[definite] == number].mean()
+        metrics[f"{mode}/length"] = lengths[modes == number].mean()
     return {name: float(value) for name, value in metrics.items()}
+
+
+def evaluation_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """What the log keeps of an evaluation: H_acc, and figures of free responses, also by domain."""
+    parts = {"eval": result, **{f"eval/{d}": part for d, part in result["by_domain"].items()}}
+    metrics = {
+        f"{place}/{name}": part["auto"][name]
+        for place, part in parts.items()
+        for name in ("pass@1", "think_ratio", "mean_tokens")
+    }
+    metrics["hybrid_accuracy"] = result["auto"]["hybrid_accuracy"]
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 ON_BAR = {  # what a progress bar shows of a step, by its name in the log
@@ -397,19 +416,21 @@ def rollout_examples(
 ) -> list[dict[str, Any]]:
     """A few queries with the first response in each mode, its reward, A_intra and A_inter.
 
-    judged: of all responses, as in a rollout. intra, inter: (B, 2, G).
+    judged: of all responses, as in a rollout. intra, inter: (B, 2, G); (B, 1, N) where the model
+    chose the modes.
     """
-    each = intra.shape[-1]
+    _, num_groups, each = intra.shape
+    groups = MODES if num_groups == len(MODES) else ("auto",)
     examples: list[dict[str, Any]] = []
     for i, query in enumerate(queries[:EXAMPLES]):
         examples.append({"prompt": query.prompt[-1]["content"]})
-        for number, mode in enumerate(MODES):
-            j = judged[(i * len(MODES) + number) * each]
+        for number, group in enumerate(groups):
+            j = judged[(i * num_groups + number) * each]
             advantages = {
                 "a_intra": float(intra[i, number, 0]),
                 "a_inter": float(inter[i, number, 0]),
             }
-            examples[-1][mode] = {"response": j.text, "reward": j.reward, **advantages}
+            examples[-1][group] = {"response": j.text, "reward": j.reward, **advantages}
     return examples
 
 

@@ -392,6 +392,28 @@ def test_a_steps_metrics_are_those_of_all_its_responses():
     assert "kl" not in step_metrics(groups, list(totals.values()), with_reference=False)
 
 
+def test_of_plain_grpo_the_modes_metrics_are_those_of_the_responses_that_chose_them():
+    groups = [([judged(0, 1, 10), judged(0, 0, 20), judged(1, 1, 3), judged(-1, 0, 5)], [-1.0] * 4)]
+    metrics = step_metrics(groups, [1.0] * len(TOTALS), True, num_groups=1)
+    expected = {
+        "mode/think_ratio": 1 / 2, "mode/no_think_ratio": 1 / 4, "think/reward": 1 / 2,
+        "no_think/reward": 1.0, "think/length": 15.0, "no_think/length": 3.0, "reward_std": 0.5,
+        "think/accuracy": 1 / 2,
+    }  # fmt: skip
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert "mode/entropy" not in metrics
+    nobody = step_metrics([([judged(0, 1, 10)] * 2, [-1.0] * 2)], [1.0] * 7, True, num_groups=1)
+    assert math.isnan(nobody["no_think/reward"])
+
+
+def test_eq9_10_of_plain_grpo_leave_the_grpo_advantage_of_the_rewards_alone():
+    """One group of N: no mode is better than another, and r_intra of 0/1 rewards is the reward."""
+    rewards = torch.tensor([[[1.0, 0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0, 0.0]]])  # (B, 1, N)
+    assert torch.equal(inter_advantages(rewards, 0.2), torch.zeros_like(rewards))
+    expected = torch.tensor([[[1.0, -1.0, -1.0, 1.0]], [[0.0, 0.0, 0.0, 0.0]]])
+    assert torch.equal(intra_advantages(rewards), expected)
+
+
 def test_what_collapses_is_warned_of_once_and_again_when_it_comes_back(tmp_path):
     said = []
     log = Log(tmp_path, 0, "none")

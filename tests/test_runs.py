@@ -210,7 +210,12 @@ def test_a_run_that_lost_its_log_goes_on(lab_folder, tmp_path, monkeypatch):
     hgpo.run(dataclasses.replace(settings, resume_from_checkpoint=True))
     rows = log_of(tmp_path / "run")
     assert [row["step"] for row in rows] == [2, 3, 4, 4]
-    assert [row["step"] for row in rows if "hybrid_accuracy" in row] == [2, 4]
+    evaluations = [row for row in rows if "hybrid_accuracy" in row]
+    assert [row["step"] for row in evaluations] == [2, 4]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["hgpo"]
+    assert evaluations[-1]["eval/pass@1"] == results["auto"]["pass@1"]
+    for domain, figures in results["by_domain"].items():
+        assert evaluations[-1][f"eval/{domain}/think_ratio"] == figures["auto"]["think_ratio"]
 
 
 # ------------------------------------------------------------------ what may change, and what not

@@ -235,6 +235,18 @@ def test_alg1_every_query_of_every_step_has_a_seed_of_its_own():
     assert len({seed for _, seeds in steps for seed in seeds}) == 12
 
 
+def test_plain_grpo_samples_freely_and_logs_what_the_model_chose(lab_folder, tmp_path):
+    settings = hgpo_settings(
+        lab_folder, tmp_path, max_steps=2, forced_modes=False, log_completions=1
+    )  # fmt: skip
+    hgpo.run(settings)
+    log = log_of(tmp_path)
+    assert len(log) == 2 and all("mode/entropy" not in row for row in log)
+    assert all(0 <= row["mode/think_ratio"] + row["mode/no_think_ratio"] < 1 for row in log)
+    lines = (tmp_path / "completions.jsonl").read_text().splitlines()
+    assert all(set(json.loads(line)) == {"step", "prompt", "auto"} for line in lines)
+
+
 def test_without_beta_no_reference_model_is_loaded(lab_folder, tmp_path, monkeypatch):
     loaded = []
     load = lhrm.load_reference
