@@ -1,31 +1,41 @@
 """The lab: a generated world in which a model learns, in minutes on a laptop, when to think.
 
-Three domains. `maths`: chains such as `17+5-3=` in five levels, k operators at level k, a start of
-0 to 19, operands 0 to 9, no running value below 0 or above 20. Spelling out the steps makes every
-level easy; answering at once is easy at level 1 and out of reach at level 5. `code`: the same
-depths as straight-line programs, such as `x=7;x+=5;print(x)`; RL never sees it. `general`:
-greetings and one-word facts, which need no thought.
+Three domains. `maths`: chains such as `17+5-3=` in five levels: one operation; two with operands up
+to 1, up to 3, up to 9; four. They start at 0 to 19, and no running value is below 0 or above 20.
+Spelling out the steps makes every level easy. Answered at once, a level is the harder the more
+chains it has, from nearly always right at level 1 to a guess at level 5. `code`: the same chains as
+straight-line programs, such as `x=7;x+=5;print(x)`; RL never sees it. `general`: greetings and
+one-word facts, which need no thought.
 
 In the HFT rows the mode depends on the domain (mostly think in maths, mostly no_think elsewhere, as
 in the paper's data) but never on the level: what to think about is for RL to find out. A tenth of
-their questions come in the course of a conversation, so that the model can hold one. Test questions
-appear in neither of the other sets. Everything follows from the seed.
+the questions to train on come in the course of a conversation, so that the model can hold one. Test
+questions appear in neither of the other sets. Everything follows from the seed.
+
+For a pretrained model, the same questions in words, such as `What is 17 plus 5 minus 3?`:
+
+    python -m data.lab --output_dir words
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import re
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from data.cli import InputError, write_json, write_rows
+from data.cli import InputError, parse_settings, run_command, setting, write_json, write_rows
 from data.modes import TAGS
 
-LEVELS = range(1, 6)
+# Operations of a level, and the bounds of the largest operand among them.
+LEVELS = {1: (1, 0, 9), 2: (2, 0, 1), 3: (2, 2, 3), 4: (2, 4, 9), 5: (4, 0, 9)}
 TEST_PER_LEVEL = {"maths": 60, "code": 20}
 TEST_GENERAL = 40
 TEST_SHARE = 5  # of a level with few questions, one in so many is kept for the test
@@ -33,7 +43,7 @@ NUM_HFT, NUM_RL = 28800, 8000
 LARGEST = 20  # running value: the sums of larger ones would be too rare to be learned
 DOMAIN_SHARES = {"maths": 0.7, "general": 0.15, "code": 0.15}  # of HFT rows
 THINK_SHARES = {"maths": 0.62, "general": 0.3, "code": 0.3}  # of a domain's HFT rows
-CONVERSATION_SHARE = 0.1  # of HFT rows, with one to three questions before theirs
+CONVERSATION_SHARE = 0.1  # of HFT and RL rows, with one to three questions before theirs
 RL_SHARES = {"maths": 0.75, "general": 0.25}
 LEVEL_WEIGHTS = [2, 1, 1, 1, 1]  # in RL about as many queries that need no thought as that do
 
@@ -42,6 +52,10 @@ MODEL = {
     "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True,
     "initializer_range": 0.08,  # about 1/√hidden_size: a narrow model learns slowly from 0.02
+}  # fmt: skip
+SMALL_MODEL = {  # about an eighth of the parameters
+    **MODEL, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.125,
 }  # fmt: skip
 
 GREETINGS = ["hello", "hi", "hey", "good morning", "good evening", "good night", "welcome", "bye"]
@@ -59,16 +73,19 @@ Problem = tuple[str, str, str]  # question, thinking, answer
 
 
 def chain(level: int, rng: random.Random) -> tuple[int, list[tuple[str, int]], list[int]]:
-    """A start, `level` operations on it, and the value after each: the depth of maths and code."""
-    start = value = rng.randint(0, 19)
-    operations, values = [], []
-    for _ in range(level):
-        operand = rng.randint(0, 9)
-        sign = rng.choice([s for s in "+-" if 0 <= value + int(f"{s}{operand}") <= LARGEST])
-        value += operand if sign == "+" else -operand
-        operations.append((sign, operand))
-        values.append(value)
-    return start, operations, values
+    """A start, the operations of a level on it, and the value after each: for maths and code."""
+    count, least, most = LEVELS[level]
+    while True:
+        start = value = rng.randint(0, 19)
+        operations, values = [], []
+        for _ in range(count):
+            operand = rng.randint(0, most)
+            sign = rng.choice([s for s in "+-" if 0 <= value + int(f"{s}{operand}") <= LARGEST])
+            value += operand if sign == "+" else -operand
+            operations.append((sign, operand))
+            values.append(value)
+        if max(operand for _, operand in operations) >= least:
+            return start, operations, values
 
 
 def maths(level: int, rng: random.Random) -> Problem:
@@ -109,7 +126,7 @@ def draw(domain: str, level: int | None, rng: random.Random) -> Problem:
     return {"maths": maths, "code": code}[domain](level, rng)
 
 
-def test_rows(rng: random.Random) -> list[dict[str, str]]:
+def test_rows(rng: random.Random) -> list[dict[str, Any]]:
     """The test set, without repetitions."""
     wanted = [(d, level, n) for d, n in TEST_PER_LEVEL.items() for level in LEVELS]
     rows = []
@@ -124,8 +141,10 @@ def test_rows(rng: random.Random) -> list[dict[str, str]]:
     return rows
 
 
-def query(domain: str, level: int | None, question: str, answer: str) -> dict[str, str]:
-    row = {"prompt": question, "answer": answer, "domain": domain}
+def query(
+    domain: str, level: int | None, prompt: str | list[dict[str, str]], answer: str
+) -> dict[str, Any]:
+    row = {"prompt": prompt, "answer": answer, "domain": domain}
     return row if level is None else {**row, "level": str(level)}
 
 
@@ -136,7 +155,7 @@ def fresh(
     `shares`, levels by LEVEL_WEIGHTS."""
     while True:
         domain = rng.choices(list(shares), list(shares.values()))[0]
-        level = None if domain == "general" else rng.choices(LEVELS, LEVEL_WEIGHTS)[0]
+        level = None if domain == "general" else rng.choices(list(LEVELS), LEVEL_WEIGHTS)[0]
         problem = draw(domain, level, rng)
         if problem[0] not in test:
             yield domain, level, problem
@@ -180,7 +199,54 @@ def check_words(texts: Iterable[str]) -> None:
                 raise InputError(f"{word!r} in {text[:60]!r} is no word of the lab. {KNOWN}")
 
 
-def write(base: Path, data: Path, seed: int) -> None:
+Exchange = list[dict[str, str]]  # a question and its answer, as messages
+
+
+def in_conversations(
+    problems: Iterable[tuple[str, int | None, Problem]], rng: random.Random
+) -> Iterator[tuple[str, int | None, Problem, str | Exchange]]:
+    """Each problem with its prompt: its question, or a conversation of earlier ones before it."""
+    exchanges: list[Exchange] = []
+    for domain, level, problem in problems:
+        question, _, answer = problem
+        exchange = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        prompt: str | Exchange = question
+        if exchanges and rng.random() < CONVERSATION_SHARE:
+            earlier = rng.choices(exchanges, k=rng.randint(1, 3))
+            prompt = [*itertools.chain(*earlier), exchange[0]]
+        exchanges.append(exchange)
+        yield domain, level, problem, prompt
+
+
+def rows(
+    seed: int, think_shares: dict[str, float] = THINK_SHARES
+) -> dict[str, list[dict[str, Any]]]:
+    """The three sets: "hft", "rl" and "test"."""
+    test = test_rows(random.Random(f"{seed}/test"))
+    asked = {row["prompt"] for row in test}
+    rng, history_rng = random.Random(f"{seed}/hft"), random.Random(f"{seed}/history")
+    hft = []
+    problems = itertools.islice(fresh(DOMAIN_SHARES, asked, rng), NUM_HFT)
+    for domain, level, (_, thinking, answer), prompt in in_conversations(problems, history_rng):
+        thinks = rng.random() < think_shares[domain]
+        mode = {"mode": "think", "thinking": thinking} if thinks else {"mode": "no_think"}
+        hft.append({**query(domain, level, prompt, answer), **mode})
+    problems = itertools.islice(fresh(RL_SHARES, asked, random.Random(f"{seed}/rl")), NUM_RL)
+    talks = in_conversations(problems, random.Random(f"{seed}/rl history"))
+    rl = [query(domain, level, prompt, answer) for domain, level, (_, _, answer), prompt in talks]
+    return {"hft": hft, "rl": rl, "test": test}
+
+
+def write(
+    base: Path,
+    data: Path,
+    seed: int,
+    model: dict[str, Any] = MODEL,
+    think_shares: dict[str, float] = THINK_SHARES,
+) -> None:
     """Write the model folder `base`, all but its weights, and the three sets in `data`."""
     for folder in (base, data):
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,32 +254,62 @@ def write(base: Path, data: Path, seed: int) -> None:
     tokenizer.save(str(base / "tokenizer.json"))
     stop = tokenizer.token_to_id("<|im_end|>")
     size = tokenizer.get_vocab_size(with_added_tokens=True)
-    write_json(base / "config.json", {**MODEL, "vocab_size": size, "eos_token_id": stop})
+    write_json(base / "config.json", {**model, "vocab_size": size, "eos_token_id": stop})
     write_json(base / "generation_config.json", {"eos_token_id": [stop]})
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
     write_json(base / "tokenizer_config.json", settings)
-
-    test = test_rows(random.Random(f"{seed}/test"))
-    asked = {row["prompt"] for row in test}
-    rng, history_rng = random.Random(f"{seed}/hft"), random.Random(f"{seed}/history")
-    hft: list[dict[str, object]] = []
-    exchanges: list[list[dict[str, str]]] = []  # every question with its answer
-    problems = itertools.islice(fresh(DOMAIN_SHARES, asked, rng), NUM_HFT)
-    for domain, level, (question, thinking, answer) in problems:
-        row: dict[str, object] = {**query(domain, level, question, answer)}
-        thinks = rng.random() < THINK_SHARES[domain]
-        row |= {"mode": "think", "thinking": thinking} if thinks else {"mode": "no_think"}
-        texts = {"user": question, "assistant": answer}
-        exchange = [{"role": role, "content": text} for role, text in texts.items()]
-        if exchanges and history_rng.random() < CONVERSATION_SHARE:
-            earlier = history_rng.choices(exchanges, k=history_rng.randint(1, 3))
-            row["prompt"] = [*itertools.chain(*earlier), exchange[0]]
-        exchanges.append(exchange)
-        hft.append(row)
-    rl_rng = random.Random(f"{seed}/rl")
-    problems = itertools.islice(fresh(RL_SHARES, asked, rl_rng), NUM_RL)
-    rl = [query(domain, level, q, a) for domain, level, (q, _, a) in problems]
-    write_rows(data / "hft.jsonl", hft)
-    write_rows(data / "rl.jsonl", rl)
-    write_rows(data / "test.jsonl", test)
+    for name, made in rows(seed, think_shares).items():
+        write_rows(data / f"{name}.jsonl", made)
     write_json(data / "seed.json", seed)
+
+
+# ----------------------------------------------------------------------- for a pretrained model
+
+
+SIGNS = {"+": " plus ", "-": " minus ", "=": " is ", ";": ". "}
+
+
+def in_words(text: str) -> str:
+    """A question or a thought of the lab, as one would write it."""
+    if text.startswith("x="):
+        return "What does this program print?\n" + text.replace(";", "\n")
+    if not text[:1].isdecimal():
+        return text
+    words = re.sub(r"[+\-=;]", lambda sign: SIGNS[sign[0]], text.removesuffix("="))
+    return f"What is {words}?" if text.endswith("=") else f"{words}."
+
+
+def row_in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of any set; in a conversation the answers stay as they are."""
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        prompt = in_words(prompt)
+    else:
+        prompt = [{**m, "content": in_words(m["content"])} if m["role"] == "user" else m
+                  for m in prompt]  # fmt: skip
+    thought = {"thinking": in_words(row["thinking"])} if "thinking" in row else {}
+    return {**row, "prompt": prompt, **thought}
+
+
+@dataclass
+class WordSettings:
+    """Write the lab's three sets in words, for a pretrained model.
+
+    python -m data.lab --output_dir words
+    """
+
+    output_dir: str = setting("words", "folder for hft.jsonl, rl.jsonl and test.jsonl")
+    seed: int = setting(0, "seed of the questions")
+
+
+def main() -> None:
+    settings = parse_settings(WordSettings, "python -m data.lab", sys.argv[1:])
+    folder = Path(settings.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, made in rows(settings.seed).items():
+        write_rows(folder / f"{name}.jsonl", map(row_in_words, made))
+        print(f"{folder}/{name}.jsonl: {len(made)} rows")
+
+
+if __name__ == "__main__":
+    run_command(main)

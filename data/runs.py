@@ -145,6 +145,9 @@ def announce(title: str, settings: Any, derived: dict[str, Any]) -> dict[str, An
     return shown
 
 
+AT_WORK = "another run is at work here"
+
+
 class Lock:
     """A file that one process at a time can hold. The system takes it from a process that ends."""
 
@@ -165,9 +168,7 @@ class Lock:
                 except BlockingIOError:
                     self.file.close()
                     other = path.read_text(encoding="utf-8").partition(",")[0]
-                    raise InputError(
-                        f"{path.parent}: another run is at work here: {other}"
-                    ) from None
+                    raise InputError(f"{path.parent}: {AT_WORK}: {other}") from None
                 except FileNotFoundError:  # its last holder has just released it
                     self.file.close()
                 except OSError:  # a file system without locks
@@ -505,8 +506,18 @@ def checkpoint_errors(path: Path, what: str, advice: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------- the lab's folder
 
 
+def make_lab(folder: Path, seed: int, **changes: Any) -> None:
+    """Write the lab of data/lab.py to a folder, once: its rows, and `base`, an untrained model.
+    changes: what `lab.write` shall do otherwise."""
+    base = folder / "base"
+    if not (base / "model.safetensors").exists():
+        lab.write(base, folder / "data", seed, **changes)
+        config = Config.from_pretrained(base)
+        Transformer(config).initialize(seed).save_pretrained(base)
+
+
 def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
-    """Write the lab of data/lab.py to a folder, once: its rows, and `base`, an untrained model."""
+    """Make the lab in a folder, on rank 0. Returns the paths of its model and its sets."""
     base, data = folder / "base", folder / "data"
 
     def write() -> int:
@@ -514,10 +525,7 @@ def write_lab(folder: Path, seed: int, runtime: Runtime) -> dict[str, Path]:
             raise InputError(
                 f"{folder} holds another run: give --model_name_or_path to go on with it"
             )
-        if not (base / "model.safetensors").exists():
-            lab.write(base, data, seed)
-            config = Config.from_pretrained(base)
-            Transformer(config).initialize(seed).save_pretrained(base)
+        make_lab(folder, seed)
         return json.loads((data / "seed.json").read_text(encoding="utf-8"))
 
     made_with = runtime.on_first(write)

@@ -50,18 +50,21 @@ def value_of(row):
         start, *steps = re.findall(r"[+-]?=?\d+", row["prompt"])
     numbers = [int(text.replace("=", "")) for text in (start, *steps)]
     partial = [sum(numbers[: i + 1]) for i in range(len(numbers))]
-    return partial, len(steps)
+    return partial, list(map(abs, numbers[1:]))
 
 
 @pytest.mark.parametrize("name", ["hft", "rl", "test"])
-def test_every_sum_is_right_has_its_levels_depth_and_stays_within_its_bounds(name, lab_folder):
+def test_every_sum_is_right_has_its_levels_operands_and_stays_within_its_bounds(name, lab_folder):
     for row in rows(lab_folder, name):
         if row.get("domain") == "general":
             assert "level" not in row
         if not re.search(r"\d", row["prompt"]):
             continue
-        partial, depth = value_of(row)
-        assert row["answer"] == str(partial[-1]) and row.get("level", str(depth)) == str(depth)
+        partial, operands = value_of(row)
+        assert row["answer"] == str(partial[-1])
+        if "level" in row:  # an earlier question of a conversation has none
+            count, least, most = lab.LEVELS[int(row["level"])]
+            assert len(operands) == count and least <= max(operands) <= most
         assert min(partial) >= 0 and max(partial) <= 20
         if "thinking" in row:
             results = [int(step.split("=")[1]) for step in row["thinking"].split(";")]
@@ -81,8 +84,9 @@ def test_hft_modes_depend_on_the_domain_and_not_on_the_level(lab_folder):
         assert max(shares) - min(shares) < 0.1
 
 
-def test_a_tenth_of_the_hft_questions_come_after_others(lab_folder):
-    lines = (lab_folder / "data" / "hft.jsonl").open()
+@pytest.mark.parametrize("name", ["hft", "rl"])
+def test_a_tenth_of_the_questions_come_after_others(name, lab_folder):
+    lines = (lab_folder / "data" / f"{name}.jsonl").open()
     prompts = [json.loads(line)["prompt"] for line in lines]
     lengths = Counter(len(p) for p in prompts if isinstance(p, list))
     assert set(lengths) == {3, 5, 7}
@@ -90,7 +94,9 @@ def test_a_tenth_of_the_hft_questions_come_after_others(lab_folder):
 
 
 def test_rl_never_sees_code(lab_folder):
-    assert {row["domain"] for row in rows(lab_folder, "rl")} == {"maths", "general"}
+    asked = rows(lab_folder, "rl")
+    assert {row["domain"] for row in asked if "domain" in row} == {"maths", "general"}
+    assert not any(row["prompt"].startswith("x=") for row in asked)
     assert {row["domain"] for row in rows(lab_folder, "test")} == {"maths", "general", "code"}
 
 
@@ -101,3 +107,20 @@ def test_every_row_is_one_that_our_readers_accept_and_our_tokenizer_returns(lab_
         assert tokenizer.backend.token_to_id("<|unknown|>") not in ids
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert parse_response(text).well_formed
+
+
+def test_the_questions_in_words_are_the_same_questions(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["data.lab", "--output_dir", str(tmp_path), "--seed", "3"])
+    lab.main()
+    for name, made in lab.rows(3).items():
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        for line, row in zip(lines, made, strict=True):
+            worded = json.loads(line)
+            assert worded["answer"] == row["answer"]
+    assert lab.in_words("17+5-3=") == "What is 17 plus 5 minus 3?"
+    assert lab.in_words("17+5=22;22-3=19") == "17 plus 5 is 22. 22 minus 3 is 19."
+    assert lab.in_words("x=7;x+=5;print(x)") == "What does this program print?\nx=7\nx+=5\nprint(x)"
+    assert lab.in_words("capital of france") == "capital of france"
+    talk = [{"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]
+    said = lab.row_in_words({"prompt": [*talk, {"role": "user", "content": "hello ada"}]})["prompt"]
+    assert [m["content"] for m in said] == ["What is 1 plus 2?", "3", "hello ada"]

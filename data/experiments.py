@@ -1,0 +1,388 @@
+"""Every experiment of the paper, in miniature, on the lab.
+
+    python -m data.experiments                   # all, with three seeds
+    python -m data.experiments --quick           # all, with one
+    python -m data.experiments --only fig3b      # the runs of one figure
+
+It writes results.json, pictures, and a page with both to --output_dir; data/figures.py says what
+each figure shows. All runs of a lab and a seed start from the same π_HFT. A finished run is
+kept and used by every figure that needs it, and an interrupted one goes on. Each has one thread,
+and there are as many at a time as there are cores, so that their number changes no figure.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hgpo
+import lhrm
+from data import cli, figures, lab, processes
+from data.cli import InputError, read_json, setting, write_bytes, write_rows
+from data.modes import MODES
+from data.processes import Stopped
+from data.rows import read_hft_rows, read_rows
+from data.runs import AT_WORK, Lock, make_lab
+from data.tokenizer import Tokenizer
+
+SEEDS = 3
+LABS: dict[str, dict[str, Any]] = {  # and what is other than in the lab of `make demo`
+    "large": {},
+    "small": {"model": lab.SMALL_MODEL},
+    "mixed": {"think_shares": {**lab.THINK_SHARES, "code": lab.THINK_SHARES["maths"]}},
+}
+PAGE = Path(__file__).parent / "results" / "README.md"
+NUM_CLASSIFIED = 4000  # rows that the router's classifier is trained on
+OVER_STEPS = {"eval_steps": 15}
+KEPT = ("mean_tokens", "hybrid_accuracy", "malformed_ratio")  # figures, not by level
+ROUTERS = ("router-rules", "router-classifier")
+
+# Every training after HFT: its method, and what is other than the lab's defaults.
+TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hgpo": ("hgpo", OVER_STEPS),
+    "rft": ("rft", {}),
+    "dpo": ("dpo", {}),
+    "rloo": ("hgpo", {"estimator": "rloo", **OVER_STEPS}),
+    "reinforce++": ("hgpo", {"estimator": "reinforce++", **OVER_STEPS}),
+    "grpo": ("hgpo", {"forced_modes": False, **OVER_STEPS}),
+    **{run: ("hgpo", {"delta": x}) for x, run in figures.DELTAS.items() if run != "hgpo"},
+    **{run: ("hgpo", {"alpha": x}) for x, run in figures.ALPHAS.items() if run != "hgpo"},
+    **{run: ("hgpo", {"beta": x}) for x, run in figures.BETAS.items() if run != "hgpo"},
+    **{f"N={n}": ("hgpo", {"num_generations": n, "num_queries": 256 // n}) for n in (2, 4, 16)},
+    **{f"loss={kind}": ("hgpo", {"loss_type": kind}) for kind in ("grpo", "dapo", "dr_grpo")},
+}
+
+
+@dataclass
+class ExperimentSettings:
+    """Run the paper's experiments on the lab, and show what they say.
+
+    python -m data.experiments --quick
+    """
+
+    output_dir: str = setting("runs/experiments", "folder for runs, results.json and pictures")
+    quick: bool = setting(False, f"one seed in place of {SEEDS}")
+    only: str | None = setting(None, f"figures, with commas between: {', '.join(figures.FIGURES)}")
+
+
+# ---------------------------------------------------------------------------------------- the runs
+
+
+class Job(NamedTuple):
+    """A command that leaves the folder `name` in `root`, the folder of a lab and a seed."""
+
+    root: Path
+    name: str
+    command: list[str]
+    options: dict[str, Any]
+    after: tuple[str, ...] = ()  # names of the jobs in `root` that make what it reads
+    alone: bool = False  # with all cores, before all others
+
+    def finished(self) -> bool:
+        """Whether the folder holds this very job, finished."""
+        for name in ("settings.json", "eval_settings.json"):
+            if (path := self.root / self.name / name).exists():
+                record = read_json(path)
+                made_with = record.get("settings", {})
+                asked = {k: v for k, v in self.options.items() if k != "output_dir"}
+                same = all(made_with.get(k, v) == v for k, v in asked.items())
+                return record.get("status") == "finished" and same
+        return (self.root / self.name / "classifier.json").exists()
+
+
+def lab_root(out: Path, name: str, seed: int) -> Path:
+    """The folder of one of LABS and a seed: the rows, π_HFT, and all that starts from it."""
+    return out / f"{name}-{seed}"
+
+
+def jobs_of(out: Path, lab_name: str, seed: int, runs: Iterable[str]) -> list[Job]:
+    """The jobs of a lab and a seed: HFT, and what the runs need."""
+    root = lab_root(out, lab_name, seed)
+    jobs = [Job(root, "hft", ["lhrm.py", "hft"], {"output_dir": str(root), "seed": seed})]
+    model = {"model_name_or_path": f"{root}/hft", "seed": seed}
+    for run in runs:
+        places = {**model, "output_dir": f"{root}/{run}"}
+        if run in TRAININGS:
+            method, changes = TRAININGS[run]
+            options = {**hgpo.METHODS[method][1], **changes, **places}
+            options |= {"dataset_name": f"{root}/data/rl.jsonl"}
+            options |= {"eval_dataset_name": f"{root}/data/test.jsonl"}
+            jobs.append(Job(root, run, ["hgpo.py", "--method", method], options, ("hft",)))
+            continue
+        after: tuple[str, ...] = ("hft",)
+        options = {**lhrm.EVAL_ON_LAB, "eval_batch_size": 1536, **places}
+        options |= {"dataset_name": f"{root}/data/test.jsonl", "modes": "think,no_think,router"}
+        if run == "router-classifier":
+            files = {kind: f"{root}/data/{kind}.jsonl" for kind in ("simple", "complex")}
+            train = {**files, "output_dir": f"{root}/classifier", "seed": seed}
+            jobs.append(Job(root, "classifier", ["-m", "data.classify", "train"], train))
+            options["classifier_name_or_path"] = f"{root}/classifier"
+            after = ("hft", "classifier")
+        jobs.append(Job(root, run, ["lhrm.py", "eval"], options, after))
+    return jobs
+
+
+def write_root(root: Path, name: str, seed: int) -> None:
+    """The rows and the base model of a lab, and the two classes of the router's classifier:
+    greetings and facts are simple, sums and programs complex."""
+    make_lab(root, seed, **LABS[name])
+    classes: dict[str, list[dict[str, Any]]] = {"simple": [], "complex": []}
+    for _, row in read_rows(root / "data" / "hft.jsonl"):
+        kind = "simple" if row["domain"] == "general" else "complex"
+        if len(classes[kind]) < NUM_CLASSIFIED // 2:
+            classes[kind].append({"prompt": row["prompt"]})
+    for kind, rows in classes.items():
+        write_rows(root / "data" / f"{kind}.jsonl", rows)
+
+
+class Runner:
+    """Runs jobs in processes of their own, as many at a time as there are cores."""
+
+    def __init__(self) -> None:
+        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.stopping = threading.Event()
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run all jobs that are not finished. Raises InputError for the first that fails."""
+        ready: dict[tuple[Path, str], Any] = {}
+        cores = os.cpu_count() or 1
+        bar = cli.progress(None, "runs", total=len(jobs), unit="run", smoothing=0)
+        with concurrent.futures.ThreadPoolExecutor(cores) as pool, bar:
+
+            def work(job: Job) -> None:
+                for name in job.after:
+                    ready[job.root, name].result()
+                if not self.stopping.is_set():
+                    self.run_one(job)
+
+            def submit(job: Job) -> None:
+                ready[job.root, job.name] = future = pool.submit(work, job)
+                future.add_done_callback(lambda _: bar.update())
+
+            bar.update(0)
+            try:
+                for alone in (True, False):
+                    for job in (job for job in jobs if job.alone == alone):
+                        submit(job)
+                    for future in concurrent.futures.as_completed([*ready.values()]):
+                        future.result()
+            except BaseException:
+                self.stopping.set()
+                for future in ready.values():
+                    future.cancel()
+                for process in [*self.processes]:
+                    process.terminate()  # a run then saves what it has done
+                raise
+
+    def run_one(self, job: Job) -> None:
+        """Run a job, unless it is finished. What it prints goes to a file beside its folder."""
+        said = [f"--{name}={str(v).lower() if isinstance(v, bool) else v}"
+                for name, v in job.options.items() if v is not None]  # fmt: skip
+        goes_on = [] if job.name == "classifier" else ["--resume_from_checkpoint"]
+        threads = {} if job.alone else {"OMP_NUM_THREADS": "1"}
+        path = job.root / f"{job.name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not self.stopping.is_set() and not job.finished():
+            with open(path, "ab") as log:
+                before = log.tell()
+                process = subprocess.Popen(
+                    [sys.executable, *job.command, *said, *goes_on], stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=log, env={**os.environ, **threads},
+                )  # fmt: skip
+                self.processes.add(process)
+                if self.stopping.is_set():
+                    process.terminate()
+                failed = process.wait()
+                self.processes.remove(process)
+            lines = re.split("[\r\n]+", path.read_bytes()[before:].decode(errors="replace"))
+            if failed and not self.stopping.is_set():
+                if AT_WORK not in lines[-2]:
+                    raise InputError(f"{path}: {lines[-2]}")
+                time.sleep(1)  # of experiments that were killed, a run is still at work
+
+
+# -------------------------------------------------------------------------------------- the results
+
+
+def flat(result: dict[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation that results.json keeps, such as "maths/auto/pass@1"."""
+    places = {**result["by_domain"], **{f"level {k}": v for k, v in result["by_level"].items()}}
+    found = {}
+    for place, part in places.items():
+        for setup in (*MODES, "auto", "router"):
+            kept = ["pass@1"] if place.startswith("level") else ["pass@1", *KEPT]
+            kept += ["think_ratio"] if setup not in MODES else []
+            for name in kept if setup in part else ():
+                found[f"{place}/{setup}/{name}"] = part[setup][name]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def curves_of(folder: Path, outcome: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """Figures over the steps of an HGPO run."""
+    curves: dict[str, dict[int, float]] = {}
+    hft = outcome["hft"]
+    start = {"H_acc": hft["auto"]["hybrid_accuracy"]}
+    start |= {f"code/{n}": hft["by_domain"]["code"]["auto"][n] for n in ("think_ratio", "pass@1")}
+    for _, row in read_rows(folder / "log.jsonl"):
+        values = {"H_acc": row.get("hybrid_accuracy")}
+        values |= {f"code/{n}": row.get(f"eval/code/{n}") for n in ("think_ratio", "pass@1")}
+        if "mode/think_ratio" in row:
+            both = row["mode/think_ratio"], row["mode/no_think_ratio"]
+            values |= {"think_ratio": both[0], "tags": sum(both)}
+        for name, value in values.items():
+            if value is not None:
+                first = {0: start[name]} if name in start else {}
+                curves.setdefault(name, first)[row["step"]] = value
+    return curves
+
+
+def spread(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    rounded = [round(value, 4) for value in values]
+    return {"mean": round(statistics.fmean(values), 4), "spread": round(spread(values), 4),
+            "seeds": rounded}  # fmt: skip
+
+
+def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """The contents of results.json, from all runs that are finished for every seed."""
+    contents: dict[str, Any] = {"seeds": [*seeds], "runs": {}, "curves": {}}
+    for lab_name in LABS:
+        roots = [lab_root(out, lab_name, seed) for seed in seeds]
+        for run in ("hft", *TRAININGS, *ROUTERS):
+            method = TRAININGS[run][0] if run in TRAININGS else run
+            found: list[dict[str, float]] = []
+            curves: list[dict[str, dict[int, float]]] = []
+            for root in roots:
+                path = root / ("hgpo" if run == "hft" else run) / "results.json"
+                if run in ROUTERS:
+                    path = root / run / "eval.json"
+                if path.exists():
+                    outcome = read_json(path)
+                    found.append(flat(outcome if run in ROUTERS else outcome[method]))
+                    if method == "hgpo":
+                        curves.append(curves_of(path.parent, outcome))
+            if len(found) == len(seeds):
+                names = [name for name in found[0] if all(name in each for each in found)]
+                contents["runs"][f"{lab_name}/{run}"] = {
+                    name: summary([each[name] for each in found]) for name in names
+                }
+            if len(curves) == len(seeds):
+                contents["curves"][f"{lab_name}/{run}"] = {
+                    name: means_over_steps([each[name] for each in curves]) for name in curves[0]
+                }
+    root = lab_root(out, "large", seeds[0])
+    if root.exists():
+        contents["lengths"] = lengths_of_rows(root)
+    if (path := out / "demo" / "results.json").exists():
+        contents["demo"] = without_examples(read_json(path))
+    return contents
+
+
+def means_over_steps(curves: Sequence[dict[int, float]]) -> dict[str, list[Any]]:
+    steps = [step for step in curves[0] if all(step in curve for curve in curves)]
+    columns = [[curve[step] for curve in curves] for step in steps]
+    means = [round(statistics.fmean(column), 4) for column in columns]
+    return {"steps": steps, "mean": means, "spread": [round(spread(c), 4) for c in columns]}
+
+
+def lengths_of_rows(root: Path) -> dict[str, Any]:
+    """How many HFT rows of a mode have a length in tokens, and mean lengths by domain."""
+    tokenizer = Tokenizer.from_pretrained(root / "base")
+    domains = [row["domain"] for _, row in read_rows(root / "data" / "hft.jsonl")]
+    rows: dict[str, Counter[int]] = {mode: Counter() for mode in MODES}
+    found: dict[str, dict[str, list[int]]] = {mode: {} for mode in MODES}
+    for domain, (_, _, text) in zip(domains, read_hft_rows(root / "data" / "hft.jsonl")):
+        mode = next(mode for mode in MODES if text.startswith(f"<{mode}>"))
+        length = len(tokenizer.encode(text)) + 1  # with the stop token
+        rows[mode][length] += 1
+        found[mode].setdefault(domain, []).append(length)
+    means = {
+        mode: {d: round(statistics.fmean(each), 4) for d, each in sorted(by_domain.items())}
+        for mode, by_domain in found.items()
+    }
+    return {"rows": {m: dict(sorted(c.items())) for m, c in rows.items()}, "means": means}
+
+
+def without_examples(outcome: dict[str, Any]) -> dict[str, Any]:
+    """What `make demo` measured on the held-out sums."""
+    left_out = ("by_domain", "examples", "mean_utility")
+    return {stage: {k: v for k, v in result.items() if k not in left_out}
+            for stage, result in outcome.items()}  # fmt: skip
+
+
+def in_lines(value: Any, depth: int = 3) -> str:
+    """JSON with a line for each figure of a run, so that results.json can be read and compared."""
+    if depth == 0 or not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    rows = (
+        f"{json.dumps(k, ensure_ascii=False)}: {in_lines(v, depth - 1)}" for k, v in value.items()
+    )
+    return "{\n" + ",\n".join(rows) + "\n}"
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+def jobs_for(out: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """All that the figures `names` need, in an order in which nothing waits for what comes later.
+    Writes the labs."""
+    order = [*TRAININGS, *ROUTERS]
+    jobs = []
+    if "demo" in names:
+        jobs.append(Job(out, "demo/hgpo", ["hgpo.py"], {"output_dir": f"{out}/demo"}, alone=True))
+    for seed in seeds:
+        for name in LABS:
+            runs = {run for figure in names for run in figures.FIGURES[figure].runs.get(name, ())}
+            if runs or (name == "large" and "fig8" in names):
+                write_root(lab_root(out, name, seed), name, seed)
+                jobs += jobs_of(out, name, seed, sorted(runs, key=order.index))
+    return sorted(jobs, key=lambda job: job.name != "hft")  # the others wait for it
+
+
+def run(settings: ExperimentSettings) -> None:
+    """Run what is not finished, and write results, pictures and the page."""
+    names = settings.only.split(",") if settings.only else [*figures.FIGURES]
+    if unknown := [name for name in names if name not in figures.FIGURES]:
+        raise InputError(f"--only {unknown[0]}: expected {', '.join(figures.FIGURES)}")
+    out, seeds = Path(settings.output_dir), range(1 if settings.quick else SEEDS)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = Lock(out / ".experiments.lock")
+    try:
+        Runner().run(jobs_for(out, names, seeds))
+    except Stopped as stop:
+        message = f"{out}: stopped; the same command goes on from there"
+        raise Stopped(stop.number, message) from None
+    finally:
+        lock.release()
+    write_bytes(out / "results.json", (in_lines(collect(out, seeds)) + "\n").encode())
+    results = figures.load(out)
+    page = figures.fill(PAGE.read_text(encoding="utf-8"), results)
+    write_bytes(out / "README.md", page.encode())
+    drawn = figures.draw(results, names, out)
+    print(f"{out}: results.json, README.md (a page of all tables)" + ", pictures" * drawn)
+    if not drawn:
+        print("pip install matplotlib, and the same command draws the pictures")
+
+
+def main() -> None:
+    run(cli.parse_settings(ExperimentSettings, "python -m data.experiments", sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    processes.run_command(main)

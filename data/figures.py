@@ -1,0 +1,397 @@
+"""What the experiments show: the figures and tables of results.json, and the page that holds them.
+
+results.json has, under "runs", figures of each size and run ("large/hgpo"), such as
+"maths/auto/pass@1": the free responses' pass@1 on held-out sums, with `mean`, `spread` (sample
+standard deviation over the seeds) and `seeds` (the figure of each); under "curves", means and
+spreads over steps; under "lengths", how many HFT rows of a mode have a length; under "demo", what
+`make demo` measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.cli import read_json
+from data.plots import COLOURS, INK, pyplot, save
+from data.report import level_bars, results_table
+
+SIZES = ("large", "small")
+LEVELS = range(1, 6)
+STAT = ("mean", "spread")
+BARS: dict[str, Any] = {"ms": 4, "capsize": 2}  # of the points
+NO_THINK_LINE = (COLOURS["no_think"], ":")
+DASH = {"large": "-", "small": "--"}
+DELTAS = {-0.2: "delta=-0.2", 0.0: "delta=0.0", 0.2: "hgpo", 0.4: "delta=0.4", 0.6: "delta=0.6",
+          0.8: "delta=0.8", 0.9: "delta=0.9"}  # fmt: skip
+ALPHAS = {0.0: "alpha=0.0", 0.3: "alpha=0.3", 1.0: "hgpo", 3.0: "alpha=3.0"}
+GROUPS = {2: "N=2", 4: "N=4", 8: "hgpo", 16: "N=16"}
+BETAS = {0.0: "beta=0.0", 0.001: "beta=0.001", 0.03: "hgpo", 0.3: "beta=0.3"}
+ESTIMATORS = {
+    "GRPO (Eq. 10)": "hgpo",
+    "RLOO (Eq. 23)": "rloo",
+    "REINFORCE++ (Eq. 22)": "reinforce++",
+}
+LOSSES = {"hgpo (Eq. 11)": "hgpo", "grpo": "loss=grpo", "dapo": "loss=dapo",
+          "dr_grpo": "loss=dr_grpo"}  # fmt: skip
+ESTIMATOR_COLOURS = dict(zip(ESTIMATORS, (COLOURS["HGPO"], COLOURS["RFT"], COLOURS["no_think"])))
+METHODS = {  # title: run, setup, colour
+    "HFT, forced think": ("hft", "think", COLOURS["think"]),
+    "HFT, forced no_think": ("hft", "no_think", COLOURS["no_think"]),
+    "HFT": ("hft", "auto", COLOURS["HFT"]),
+    "HFT-RFT": ("rft", "auto", COLOURS["RFT"]),
+    "HFT-DPO": ("dpo", "auto", COLOURS["DPO"]),
+    "router, rules": ("router-rules", "router", COLOURS["router"]),
+    "router, classifier": ("router-classifier", "router", COLOURS["router"]),
+    "LHRM (HFT, HGPO)": ("hgpo", "auto", COLOURS["HGPO"]),
+}
+BASELINES = ("hgpo", "rft", "dpo", "router-rules", "router-classifier")
+
+
+class Results:
+    """The contents of a results.json. Figures that are not in it are None."""
+
+    def __init__(self, contents: dict[str, Any]) -> None:
+        self.contents = contents
+
+    def figure(self, run: str, name: str) -> dict[str, Any] | None:
+        """Mean, spread and seeds, of a run such as "large/hgpo"."""
+        return self.contents["runs"].get(run, {}).get(name)
+
+    def mean(self, run: str, name: str) -> float | None:
+        figure = self.figure(run, name)
+        return None if figure is None else figure["mean"]
+
+    def curve(self, run: str, name: str) -> dict[str, list[float]] | None:
+        """Steps, means and spreads."""
+        return self.contents["curves"].get(run, {}).get(name)
+
+    def shown(self, run: str, name: str, digits: int = 3) -> str:
+        """Mean and spread, as a table has them."""
+        figure = self.figure(run, name)
+        if figure is None:
+            return "–"
+        spread = f" ±{figure['spread']:.{digits}f}" if len(figure["seeds"]) > 1 else ""
+        return f"{figure['mean']:.{digits}f}{spread}"
+
+
+# --------------------------------------------------------------------------------------- drawing
+
+
+def draw_points(
+    r: Results, axes: Any, runs: dict[Any, str], name: str, label: str, colour: str, dash: str = "-"
+) -> None:
+    """A figure of some runs over what differs between them, with bars of the spread."""
+    found = {x: f for x, run in runs.items() if (f := r.figure(run, name))}
+    means, spreads = ([f[k] for f in found.values()] for k in STAT)
+    axes.errorbar([*found], means, spreads, fmt=f"o{dash}", color=colour, label=label, **BARS)
+
+
+def draw_curve(
+    r: Results, axes: Any, run: str, name: str, label: str, colour: str, dash: str = "-"
+) -> None:
+    """A figure over the steps of training, in a band of the spread."""
+    if curve := r.curve(run, name):
+        low, high = ([m + sign * s for m, s in zip(curve["mean"], curve["spread"])]
+                     for sign in (-1, 1))  # fmt: skip
+        axes.plot(curve["steps"], curve["mean"], dash, color=colour, label=label)
+        axes.fill_between(curve["steps"], low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def at(size: str, runs: dict[Any, str]) -> dict[Any, str]:
+    """The same runs at a model size."""
+    return {x: f"{size}/{run}" for x, run in runs.items()}
+
+
+def frontier(r: Results, panels: Sequence[Any]) -> None:
+    for axes, size in zip(panels, SIZES):
+        axes.set(title=f"the {size} model", xlabel="mean tokens of a response", ylabel="pass@1")
+        for title, (run, setup, colour) in METHODS.items():
+            x = r.mean(f"{size}/{run}", f"maths/{setup}/mean_tokens")
+            y = r.mean(f"{size}/{run}", f"maths/{setup}/pass@1")
+            if x is not None:
+                marker = "s" if "rules" in title else "D" if "classifier" in title else "o"
+                axes.plot(x, y, marker, color=colour, label=title, ms=7, zorder=3)
+    line = [(r.mean(run, "maths/auto/mean_tokens"), r.mean(run, "maths/auto/pass@1"))
+            for run in at("large", DELTAS).values()]  # fmt: skip
+    if line := sorted((x, y) for x, y in line if x is not None and y is not None):
+        panels[0].plot(*zip(*line), "--", color=COLOURS["HGPO"], lw=1.2, label="HGPO, other δ")
+    panels[1].legend(*panels[0].get_legend_handles_labels(), loc="lower right")
+
+
+def fig3a(r: Results, panels: Sequence[Any]) -> None:
+    panels[0].set(title="H_acc on held-out sums", xlabel="step of HGPO", ylabel="H_acc")
+    panels[1].set(title="think ratio in training", xlabel="step of HGPO", ylabel="think ratio")
+    for label, run in ESTIMATORS.items():
+        for axes, name in zip(panels, ("H_acc", "think_ratio")):
+            draw_curve(r, axes, f"large/{run}", name, label, ESTIMATOR_COLOURS[label])
+    panels[0].legend()
+
+
+def fig3b(r: Results, panels: Sequence[Any]) -> None:
+    panels[0].set(title="think ratio on held-out sums", xlabel="δ", ylabel="think ratio")
+    panels[1].set(title="what it costs", xlabel="δ", ylabel="pass@1")
+    runs = at("large", DELTAS)
+    draw_points(r, panels[0], runs, "maths/auto/think_ratio", "", COLOURS["HGPO"])
+    draw_points(r, panels[1], runs, "maths/auto/pass@1", "", COLOURS["HGPO"])
+
+
+def fig4(r: Results, panels: Sequence[Any]) -> None:
+    for axes, size in zip(panels, SIZES):
+        axes.set(title=f"the {size} model", xlabel="level", ylabel="share", ylim=(-0.03, 1.03))
+        lines = [("hft", "auto/think_ratio", "think ratio, HFT", COLOURS["HFT"], "-")]
+        lines += [("hgpo", "auto/think_ratio", "think ratio, HGPO", COLOURS["HGPO"], "-")]
+        lines += [("hft", "no_think/pass@1", "HFT, forced no_think: pass@1", *NO_THINK_LINE)]
+        for run, *line in lines:
+            draw_levels(r, axes, f"{size}/{run}", *line)
+    panels[0].legend()
+
+
+def draw_levels(
+    r: Results, axes: Any, run: str, name: str, label: str, colour: str, dash: str = "-"
+) -> None:
+    """A figure of a run by level."""
+    found = [f for k in LEVELS if (f := r.figure(run, f"level {k}/{name}"))]
+    levels, means, spreads = [*LEVELS][: len(found)], *([f[k] for f in found] for k in STAT)
+    axes.errorbar(levels, means, spreads, fmt=f"o{dash}", color=colour, label=label, **BARS)
+    axes.set_xticks(levels)
+
+
+def fig5(r: Results, panels: Sequence[Any]) -> None:
+    panels[0].set(title="think ratio on programs", xlabel="step of HGPO", ylabel="think ratio")
+    panels[1].set(title="right answers on programs", xlabel="step of HGPO", ylabel="pass@1")
+    for axes, name in zip(panels, ("code/think_ratio", "code/pass@1")):
+        for label, lab, dash in (
+            ("HFT rows of programs mostly answer at once", "large", "-"),
+            ("… think as often as those of sums", "mixed", "--"),
+        ):
+            draw_curve(r, axes, f"{lab}/hgpo", name, label, COLOURS["HGPO"], dash)
+    panels[0].legend()
+
+
+def fig6(r: Results, panels: Sequence[Any]) -> None:
+    panels[0].set(title="think ratio in training", xlabel="step of HGPO", ylabel="think ratio")
+    panels[1].set(title="think ratio after it", xlabel="level", ylabel="think ratio")
+    for size in SIZES:
+        run, line = f"{size}/hgpo", (f"the {size} model", COLOURS["HGPO"], DASH[size])
+        draw_curve(r, panels[0], run, "think_ratio", *line)
+        draw_levels(r, panels[1], run, "auto/think_ratio", *line)
+    panels[0].legend()
+
+
+def fig8(r: Results, panels: Sequence[Any]) -> None:
+    panels[0].set(title="rows of the two HFT subsets", xlabel="tokens of a response", ylabel="rows")
+    panels[1].set(title="by domain", ylabel="mean tokens of a response")
+    for mode, counts in r.contents["lengths"]["rows"].items():
+        lengths = sorted(map(int, counts))
+        panels[0].bar(lengths, [counts[str(n)] for n in lengths], color=COLOURS[mode], label=mode)
+    panels[0].legend()
+    means = r.contents["lengths"]["means"]
+    for number, (mode, by_domain) in enumerate(means.items()):
+        xs = [i + 0.4 * (number - 0.5) for i in range(len(by_domain))]
+        panels[1].bar(xs, by_domain.values(), 0.38, color=COLOURS[mode])
+    panels[1].set_xticks(range(len(by_domain)), by_domain)
+
+
+def sweep(
+    runs: dict[Any, str], symbol: str, log_scale: bool = False
+) -> Callable[[Results, Sequence[Any]], None]:
+    """A figure of H_acc, accuracy and think ratio over a setting."""
+
+    def draw(r: Results, panels: Sequence[Any]) -> None:
+        panels[0].set(title="quality on held-out sums", xlabel=symbol, ylabel="share")
+        panels[1].set(title="thinking on held-out sums", xlabel=symbol, ylabel="think ratio")
+        places = at("large", {str(x): run for x, run in runs.items()})
+        draw_points(r, panels[0], places, "maths/auto/hybrid_accuracy", "H_acc", COLOURS["HGPO"])
+        draw_points(r, panels[0], places, "maths/auto/pass@1", "pass@1", INK, ":")
+        draw_points(r, panels[1], places, "maths/auto/think_ratio", "", COLOURS["HGPO"])
+        panels[0].legend()
+
+    return draw
+
+
+def beta(r: Results, panels: Sequence[Any]) -> None:
+    sweep(BETAS, "β")(r, panels[:1])
+    panels[1].set(title="p(<think>) + p(<no_think>)", xlabel="step of HGPO", ylabel="probability")
+    for dash, (x, run) in zip(("-", "--", "-.", ":"), BETAS.items()):
+        draw_curve(r, panels[1], f"large/{run}", "tags", f"β = {x}", COLOURS["HGPO"], dash)
+    panels[1].legend()
+
+
+def plain_grpo(r: Results, panels: Sequence[Any]) -> None:
+    panels[0].set(title="think ratio in training", xlabel="step", ylabel="think ratio")
+    panels[1].set(title="H_acc on held-out sums", xlabel="step", ylabel="H_acc")
+    for label, run in (("HGPO", "hgpo"), ("plain GRPO", "grpo")):
+        for axes, name in zip(panels, ("think_ratio", "H_acc")):
+            draw_curve(r, axes, f"large/{run}", name, label, COLOURS[label])
+    panels[0].legend()
+
+
+def demo_picture(r: Results, panels: Sequence[Any]) -> None:
+    stages = r.contents["demo"]
+    panels[0].set(title="how often it thinks", xlabel="level of the sum", ylabel="think ratio")
+    panels[1].set(title="what it costs", xlabel="mean tokens of a response", ylabel="pass@1")
+    for stage, label in (("hft", "HFT"), ("hgpo", "HGPO")):
+        by_level = stages[stage]["by_level"].items()
+        ratios = [(int(level), part["auto"]["think_ratio"]) for level, part in by_level]
+        panels[0].plot(*zip(*ratios), "o-", color=COLOURS[label], label=label, ms=4)
+    panels[0].set_xticks(LEVELS)
+    panels[0].legend()
+    for label, stage, setup, colour in (
+        ("HFT, forced think", "hft", "think", "think"),
+        ("HFT, forced no_think", "hft", "no_think", "no_think"),
+        ("HFT", "hft", "auto", "HFT"),
+        ("HGPO", "hgpo", "auto", "HGPO"),
+    ):
+        part = stages[stage][setup]
+        panels[1].plot(part["mean_tokens"], part["pass@1"], "o", color=COLOURS[colour],
+                       label=label, ms=7)  # fmt: skip
+    panels[1].legend(loc="lower right")
+
+
+class Figure(NamedTuple):
+    """A figure or table: its runs of each size, and what draws it, if it is a picture."""
+
+    runs: Mapping[str, Sequence[str]]
+    draw: Callable[[Results, Sequence[Any]], None] | None = None
+
+
+def large(runs: dict[Any, str]) -> Mapping[str, Sequence[str]]:
+    return {"large": [*runs.values()]}
+
+
+both = dict.fromkeys(SIZES, ("hgpo",))
+FIGURES = {
+    "table1": Figure(dict.fromkeys(SIZES, BASELINES)),
+    "frontier": Figure({"large": [*BASELINES, *DELTAS.values()], "small": BASELINES}, frontier),
+    "fig3a": Figure(large(ESTIMATORS), fig3a),
+    "fig3b": Figure(large(DELTAS), fig3b),
+    "fig4": Figure(both, fig4),
+    "fig5": Figure({"large": ["hgpo"], "mixed": ["hgpo"]}, fig5),
+    "fig6": Figure(both, fig6),
+    "fig8": Figure({}, fig8),
+    "alpha": Figure(large(ALPHAS), sweep(ALPHAS, "α")),
+    "group": Figure(large(GROUPS), sweep(GROUPS, "N")),
+    "beta": Figure(large(BETAS), beta),
+    "plain_grpo": Figure({"large": ["hgpo", "grpo"]}, plain_grpo),
+    "loss": Figure(large(LOSSES), sweep(LOSSES, "what divides Eq. 11")),
+    "demo": Figure({}, demo_picture),
+}
+
+
+def draw(r: Results, names: Sequence[str], folder: Path) -> bool:
+    """Draw the pictures of `names` into a folder; False if matplotlib is not installed."""
+    plt = pyplot()
+    for name in names if plt else ():
+        if drawn := FIGURES[name].draw:
+            picture, panels = plt.subplots(1, 2, figsize=(8, 2.8))
+            drawn(r, panels)
+            save(picture, folder / f"{name}.png")
+            plt.close(picture)
+    return plt is not None
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def table1(r: Results, size: str) -> str:
+    """The methods of Table 1 at a model size."""
+    figures = ("maths/{}/pass@1", "code/{}/pass@1", "general/{}/pass@1", "maths/{}/mean_tokens",
+               "maths/{}/think_ratio", "maths/{}/hybrid_accuracy")  # fmt: skip
+    rows = []
+    for title, (run, setup, _) in METHODS.items():
+        names = [name.format(setup) for name in figures]
+        cells = [r.shown(f"{size}/{run}", name, 1 if "tokens" in name else 3) for name in names]
+        rows.append([title, *cells])
+    head = ["", "sums", "programs", "greetings, facts", "tokens", "think ratio", "H_acc"]
+    return table(head, rows)
+
+
+def settings_table(r: Results, title: str, runs: dict[Any, str]) -> str:
+    """Runs that differ in one setting."""
+    figures = {
+        "think ratio": "maths/auto/think_ratio",
+        "pass@1": "maths/auto/pass@1",
+        "tokens": "maths/auto/mean_tokens",
+        "H_acc": "maths/auto/hybrid_accuracy",
+    }
+    rows = [
+        [str(x), *(r.shown(f"large/{run}", name, 1 if "tokens" in name else 3)
+                   for name in figures.values())]
+        for x, run in runs.items()
+    ]  # fmt: skip
+    return table([title, *figures], rows)
+
+
+def levels_table(r: Results) -> str:
+    """What depends on the level: accuracy without thinking, and how often the models think."""
+    names = {
+        "HFT, forced no_think: pass@1": ("hft", "no_think/pass@1"),
+        "HFT, forced think: pass@1": ("hft", "think/pass@1"),
+        "HFT: think ratio": ("hft", "auto/think_ratio"),
+        "HGPO: think ratio": ("hgpo", "auto/think_ratio"),
+    }
+    rows = [
+        [f"{size}, {title}", *(r.shown(f"{size}/{run}", f"level {k}/{name}", 2) for k in LEVELS)]
+        for size in SIZES
+        for title, (run, name) in names.items()
+    ]
+    return table(["", *(f"level {k}" for k in LEVELS)], rows)
+
+
+def demo(r: Results) -> str:
+    """What `make demo` prints of its figures."""
+    if "demo" not in r.contents:
+        return "    not run"
+    hft, final = r.contents["demo"]["hft"], r.contents["demo"]["hgpo"]
+    rows = {"HFT forced think": hft["think"], "HFT forced no-think": hft["no_think"],
+            "HFT auto": hft["auto"], "HGPO auto": final["auto"]}  # fmt: skip
+    text = f"{results_table(rows)}\n{level_bars('HGPO', final)}"
+    return "\n".join(f"    {line}" for line in text.split("\n"))
+
+
+def programs_table(r: Results) -> str:
+    """What HGPO on sums changes on programs, which it never saw."""
+    figures = ("auto/think_ratio", "auto/pass@1", "think/pass@1", "no_think/pass@1")
+    rows = [
+        [f"{title}, {stage}", *(r.shown(f"{lab}/{run}", f"code/{name}") for name in figures)]
+        for title, lab in (("mostly answer at once", "large"), ("think as often as sums", "mixed"))
+        for stage, run in (("HFT", "hft"), ("HGPO", "hgpo"))
+    ]
+    head = ["HFT rows of programs", "think ratio", "pass@1", "forced think", "forced no_think"]
+    return table(head, rows)
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "demo": demo,
+    "table1 large": lambda r: table1(r, "large"),
+    "table1 small": lambda r: table1(r, "small"),
+    "levels": levels_table,
+    "programs": programs_table,
+    "estimators": lambda r: settings_table(r, "advantages", ESTIMATORS),
+    "delta": lambda r: settings_table(r, "δ", DELTAS),
+    "alpha": lambda r: settings_table(r, "α", ALPHAS),
+    "group": lambda r: settings_table(r, "N", GROUPS),
+    "beta": lambda r: settings_table(r, "β", BETAS),
+    "plain_grpo": lambda r: settings_table(r, "", {"HGPO": "hgpo", "plain GRPO": "grpo"}),
+    "loss": lambda r: settings_table(r, "divisor", LOSSES),
+}
+BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str, r: Results) -> str:
+    """A page with the tables of these results between its marks, `<!-- results: NAME -->` and
+    `<!-- end -->`."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](r)}\n\n{found[3]}", text)
+
+
+def load(folder: Path) -> Results:
+    """Read the results.json of a folder."""
+    return Results(read_json(folder / "results.json"))
