@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,38 +154,38 @@ class Runner:
     """Runs jobs in processes of their own, as many at a time as there are cores."""
 
     def __init__(self) -> None:
-        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}  # at work now, by folder
         self.stopping = threading.Event()
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs that are not finished. Raises InputError for the first that fails."""
-        ready: dict[tuple[Path, str], Any] = {}
-        cores = os.cpu_count() or 1
+        ready: dict[tuple[Path, str], concurrent.futures.Future[None]] = {}
         bar = cli.progress(None, "runs", total=len(jobs), unit="run", smoothing=0)
-        with concurrent.futures.ThreadPoolExecutor(cores) as pool, bar:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, bar:
 
             def work(job: Job) -> None:
                 for name in job.after:
                     ready[job.root, name].result()
-                if not self.stopping.is_set():
-                    self.run_one(job)
+                self.run_one(job)
 
-            def submit(job: Job) -> None:
-                ready[job.root, job.name] = future = pool.submit(work, job)
-                future.add_done_callback(lambda _: bar.update())
-
-            bar.update(0)
             try:
                 for alone in (True, False):
-                    for job in (job for job in jobs if job.alone == alone):
-                        submit(job)
-                    for future in concurrent.futures.as_completed([*ready.values()]):
-                        future.result()
+                    these = [job for job in jobs if job.alone == alone]
+                    for job in these:  # one by one: a job looks for those that it comes after
+                        ready[job.root, job.name] = pool.submit(work, job)
+                    waiting = {ready[job.root, job.name] for job in these}
+                    while waiting:
+                        done, waiting = concurrent.futures.wait(waiting, 1, FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                        bar.set_postfix_str(", ".join(sorted(self.processes)), refresh=False)
+                        bar.update(len(done))
+                        bar.refresh()
             except BaseException:
                 self.stopping.set()
                 for future in ready.values():
                     future.cancel()
-                for process in [*self.processes]:
+                for process in [*self.processes.values()]:
                     process.terminate()  # a run then saves what it has done
                 raise
 
@@ -203,11 +204,11 @@ class Runner:
                     [sys.executable, *job.command, *said, *goes_on], stdin=subprocess.DEVNULL,
                     stdout=log, stderr=log, env={**os.environ, **threads},
                 )  # fmt: skip
-                self.processes.add(process)
+                self.processes[f"{job.root.name}/{job.name}"] = process
                 if self.stopping.is_set():
                     process.terminate()
                 failed = process.wait()
-                self.processes.remove(process)
+                del self.processes[f"{job.root.name}/{job.name}"]
             lines = re.split("[\r\n]+", path.read_bytes()[before:].decode(errors="replace"))
             if failed and not self.stopping.is_set():
                 if AT_WORK not in lines[-2]:
