@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 
 from data.cli import read_json
 from data.plots import COLOURS, INK, pyplot, save
-from data.report import level_bars, results_table
+from data.report import results_table
 
+BLUE = COLOURS["HGPO"]
 SIZES = ("large", "small")
 LEVELS = range(1, 6)
 STAT = ("mean", "spread")
 BARS: dict[str, Any] = {"ms": 4, "capsize": 2}  # of the points
+SHARE = {"ylim": (-0.03, 1.03)}
+THINK_RATIO = {"ylabel": "think ratio", **SHARE}
 NO_THINK_LINE = (COLOURS["no_think"], ":")
 DASH = {"large": "-", "small": "--"}
 # With N = 8 mean rewards differ by multiples of a quarter: other δ between these change nothing.
@@ -37,7 +40,7 @@ ESTIMATORS = {
 }
 LOSSES = {"hgpo (Eq. 11)": "hgpo", "grpo": "loss=grpo", "dapo": "loss=dapo",
           "dr_grpo": "loss=dr_grpo"}  # fmt: skip
-ESTIMATOR_COLOURS = dict(zip(ESTIMATORS, (COLOURS["HGPO"], COLOURS["RFT"], COLOURS["no_think"])))
+ESTIMATOR_COLOURS = dict(zip(ESTIMATORS, (BLUE, COLOURS["RFT"], COLOURS["no_think"])))
 METHODS = {  # title: run, setup, colour
     "HFT, forced think": ("hft", "think", COLOURS["think"]),
     "HFT, forced no_think": ("hft", "no_think", COLOURS["no_think"]),
@@ -46,7 +49,7 @@ METHODS = {  # title: run, setup, colour
     "HFT-DPO": ("dpo", "auto", COLOURS["DPO"]),
     "router, rules": ("router-rules", "router", COLOURS["router"]),
     "router, classifier": ("router-classifier", "router", COLOURS["router"]),
-    "LHRM (HFT, HGPO)": ("hgpo", "auto", COLOURS["HGPO"]),
+    "LHRM (HFT, HGPO)": ("hgpo", "auto", BLUE),
 }
 BASELINES = ("hgpo", "rft", "dpo", "router-rules", "router-classifier")
 
@@ -109,22 +112,23 @@ def at(size: str, runs: dict[Any, str]) -> dict[Any, str]:
 def frontier(r: Results, panels: Sequence[Any]) -> None:
     for axes, size in zip(panels, SIZES):
         axes.set(title=f"the {size} model", xlabel="mean tokens of a response", ylabel="pass@1")
-        for title, (run, setup, colour) in METHODS.items():
+        for number, (title, (run, setup, colour)) in enumerate(METHODS.items()):
             x = r.mean(f"{size}/{run}", f"maths/{setup}/mean_tokens")
             y = r.mean(f"{size}/{run}", f"maths/{setup}/pass@1")
-            if x is not None:
-                marker = "s" if "rules" in title else "D" if "classifier" in title else "o"
-                axes.plot(x, y, marker, color=colour, label=title, ms=7, zorder=3)
+            if x is not None:  # later ones are smaller: those that coincide can all be seen
+                marker = "s" if run.startswith("router") else "o"
+                axes.plot(x, y, marker, color=colour, label=title, ms=11 - number, zorder=3)
     line = [(r.mean(run, "maths/auto/mean_tokens"), r.mean(run, "maths/auto/pass@1"))
             for run in at("large", DELTAS).values()]  # fmt: skip
     if line := sorted((x, y) for x, y in line if x is not None and y is not None):
-        panels[0].plot(*zip(*line), "--", color=COLOURS["HGPO"], lw=1.2, label="HGPO, other δ")
-    panels[1].legend(*panels[0].get_legend_handles_labels(), loc="lower right")
+        panels[0].plot(*zip(*line), "--", color=BLUE, lw=1.2, label="HGPO, other δ")
+    handles = panels[0].get_legend_handles_labels()
+    panels[0].figure.legend(*handles, loc="outside right center")
 
 
 def fig3a(r: Results, panels: Sequence[Any]) -> None:
-    panels[0].set(title="H_acc on held-out sums", xlabel="step of HGPO", ylabel="H_acc")
-    panels[1].set(title="think ratio in training", xlabel="step of HGPO", ylabel="think ratio")
+    panels[0].set(title="H_acc on held-out sums", xlabel="step of HGPO", ylabel="H_acc", **SHARE)
+    panels[1].set(title="think ratio in training", xlabel="step of HGPO", **THINK_RATIO)
     for label, run in ESTIMATORS.items():
         for axes, name in zip(panels, ("H_acc", "think_ratio")):
             draw_curve(r, axes, f"large/{run}", name, label, ESTIMATOR_COLOURS[label])
@@ -132,18 +136,18 @@ def fig3a(r: Results, panels: Sequence[Any]) -> None:
 
 
 def fig3b(r: Results, panels: Sequence[Any]) -> None:
-    panels[0].set(title="think ratio on held-out sums", xlabel="δ", ylabel="think ratio")
-    panels[1].set(title="what it costs", xlabel="δ", ylabel="pass@1")
+    panels[0].set(title="think ratio on held-out sums", xlabel="δ", **THINK_RATIO)
+    panels[1].set(title="what it costs", xlabel="δ", ylabel="pass@1", **SHARE)
     runs = at("large", DELTAS)
-    draw_points(r, panels[0], runs, "maths/auto/think_ratio", "", COLOURS["HGPO"])
-    draw_points(r, panels[1], runs, "maths/auto/pass@1", "", COLOURS["HGPO"])
+    draw_points(r, panels[0], runs, "maths/auto/think_ratio", "", BLUE)
+    draw_points(r, panels[1], runs, "maths/auto/pass@1", "", BLUE)
 
 
 def fig4(r: Results, panels: Sequence[Any]) -> None:
     for axes, size in zip(panels, SIZES):
-        axes.set(title=f"the {size} model", xlabel="level", ylabel="share", ylim=(-0.03, 1.03))
+        axes.set(title=f"the {size} model", xlabel="level", ylabel="share", **SHARE)
         lines = [("hft", "auto/think_ratio", "think ratio, HFT", COLOURS["HFT"], "-")]
-        lines += [("hgpo", "auto/think_ratio", "think ratio, HGPO", COLOURS["HGPO"], "-")]
+        lines += [("hgpo", "auto/think_ratio", "think ratio, HGPO", BLUE, "-")]
         lines += [("hft", "no_think/pass@1", "HFT, forced no_think: pass@1", *NO_THINK_LINE)]
         for run, *line in lines:
             draw_levels(r, axes, f"{size}/{run}", *line)
@@ -161,22 +165,24 @@ def draw_levels(
 
 
 def fig5(r: Results, panels: Sequence[Any]) -> None:
-    panels[0].set(title="think ratio on programs", xlabel="step of HGPO", ylabel="think ratio")
-    panels[1].set(title="right answers on programs", xlabel="step of HGPO", ylabel="pass@1")
+    panels[0].set(title="think ratio on programs", xlabel="step of HGPO", **THINK_RATIO)
+    panels[1].set(
+        title="right answers on programs", xlabel="step of HGPO", ylabel="pass@1", **SHARE
+    )
     for axes, name in zip(panels, ("code/think_ratio", "code/pass@1")):
         for label, lab, dash in (
             ("HFT rows of programs mostly answer at once", "large", "-"),
             ("… think as often as those of sums", "mixed", "--"),
         ):
-            draw_curve(r, axes, f"{lab}/hgpo", name, label, COLOURS["HGPO"], dash)
+            draw_curve(r, axes, f"{lab}/hgpo", name, label, BLUE, dash)
     panels[0].legend()
 
 
 def fig6(r: Results, panels: Sequence[Any]) -> None:
-    panels[0].set(title="think ratio in training", xlabel="step of HGPO", ylabel="think ratio")
-    panels[1].set(title="think ratio after it", xlabel="level", ylabel="think ratio")
+    panels[0].set(title="think ratio in training", xlabel="step of HGPO", **THINK_RATIO)
+    panels[1].set(title="think ratio after it", xlabel="level", **THINK_RATIO)
     for size in SIZES:
-        run, line = f"{size}/hgpo", (f"the {size} model", COLOURS["HGPO"], DASH[size])
+        run, line = f"{size}/hgpo", (f"the {size} model", BLUE, DASH[size])
         draw_curve(r, panels[0], run, "think_ratio", *line)
         draw_levels(r, panels[1], run, "auto/think_ratio", *line)
     panels[0].legend()
@@ -197,18 +203,19 @@ def fig8(r: Results, panels: Sequence[Any]) -> None:
 
 
 def sweep(
-    runs: dict[Any, str], symbol: str, log_scale: bool = False
+    runs: dict[Any, str], symbol: str, dash: str = "-"
 ) -> Callable[[Results, Sequence[Any]], None]:
     """A figure of H_acc, accuracy and think ratio over a setting."""
 
     def draw(r: Results, panels: Sequence[Any]) -> None:
-        panels[0].set(title="quality on held-out sums", xlabel=symbol, ylabel="share")
-        panels[1].set(title="thinking on held-out sums", xlabel=symbol, ylabel="think ratio")
+        panels[0].set(title="quality on held-out sums", xlabel=symbol, ylabel="share", **SHARE)
         places = at("large", {str(x): run for x, run in runs.items()})
-        draw_points(r, panels[0], places, "maths/auto/hybrid_accuracy", "H_acc", COLOURS["HGPO"])
-        draw_points(r, panels[0], places, "maths/auto/pass@1", "pass@1", INK, ":")
-        draw_points(r, panels[1], places, "maths/auto/think_ratio", "", COLOURS["HGPO"])
+        draw_points(r, panels[0], places, "maths/auto/hybrid_accuracy", "H_acc", BLUE, dash)
+        draw_points(r, panels[0], places, "maths/auto/pass@1", "pass@1", INK, dash and ":")
         panels[0].legend()
+        if len(panels) > 1:
+            panels[1].set(title="thinking on held-out sums", xlabel=symbol, **THINK_RATIO)
+            draw_points(r, panels[1], places, "maths/auto/think_ratio", "", BLUE, dash)
 
     return draw
 
@@ -217,13 +224,13 @@ def beta(r: Results, panels: Sequence[Any]) -> None:
     sweep(BETAS, "β")(r, panels[:1])
     panels[1].set(title="p(<think>) + p(<no_think>)", xlabel="step of HGPO", ylabel="probability")
     for dash, (x, run) in zip(("-", "--", "-.", ":"), BETAS.items()):
-        draw_curve(r, panels[1], f"large/{run}", "tags", f"β = {x}", COLOURS["HGPO"], dash)
+        draw_curve(r, panels[1], f"large/{run}", "tags", f"β = {x}", BLUE, dash)
     panels[1].legend()
 
 
 def plain_grpo(r: Results, panels: Sequence[Any]) -> None:
-    panels[0].set(title="think ratio in training", xlabel="step", ylabel="think ratio")
-    panels[1].set(title="H_acc on held-out sums", xlabel="step", ylabel="H_acc")
+    panels[0].set(title="think ratio in training", xlabel="step", **THINK_RATIO)
+    panels[1].set(title="H_acc on held-out sums", xlabel="step", ylabel="H_acc", **SHARE)
     for label, run in (("HGPO", "hgpo"), ("plain GRPO", "grpo")):
         for axes, name in zip(panels, ("think_ratio", "H_acc")):
             draw_curve(r, axes, f"large/{run}", name, label, COLOURS[label])
@@ -232,7 +239,7 @@ def plain_grpo(r: Results, panels: Sequence[Any]) -> None:
 
 def demo_picture(r: Results, panels: Sequence[Any]) -> None:
     stages = r.contents["demo"]
-    panels[0].set(title="how often it thinks", xlabel="level of the sum", ylabel="think ratio")
+    panels[0].set(title="how often it thinks", xlabel="level of the sum", **THINK_RATIO)
     panels[1].set(title="what it costs", xlabel="mean tokens of a response", ylabel="pass@1")
     for stage, label in (("hft", "HFT"), ("hgpo", "HGPO")):
         by_level = stages[stage]["by_level"].items()
@@ -277,7 +284,7 @@ FIGURES = {
     "group": Figure(large(GROUPS), sweep(GROUPS, "N")),
     "beta": Figure(large(BETAS), beta),
     "plain_grpo": Figure({"large": ["hgpo", "grpo"]}, plain_grpo),
-    "loss": Figure(large(LOSSES), sweep(LOSSES, "what divides Eq. 11")),
+    "loss": Figure(large(LOSSES), sweep(LOSSES, "what divides Eq. 11", "")),
     "demo": Figure({}, demo_picture),
 }
 
@@ -302,12 +309,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def table1(r: Results, size: str) -> str:
-    """The methods of Table 1 at a model size."""
+def table1(r: Results, size: str, without: str = "none") -> str:
+    """The methods of Table 1 at a model size, but for those whose names begin in a way."""
     figures = ("maths/{}/pass@1", "code/{}/pass@1", "general/{}/pass@1", "maths/{}/mean_tokens",
                "maths/{}/think_ratio", "maths/{}/hybrid_accuracy")  # fmt: skip
     rows = []
     for title, (run, setup, _) in METHODS.items():
+        if title.startswith(without):
+            continue
         names = [name.format(setup) for name in figures]
         cells = [r.shown(f"{size}/{run}", name, 1 if "tokens" in name else 3) for name in names]
         rows.append([title, *cells])
@@ -348,14 +357,13 @@ def levels_table(r: Results) -> str:
 
 
 def demo(r: Results) -> str:
-    """What `make demo` prints of its figures."""
+    """The table that `make demo` prints."""
     if "demo" not in r.contents:
         return "    not run"
     hft, final = r.contents["demo"]["hft"], r.contents["demo"]["hgpo"]
     rows = {"HFT forced think": hft["think"], "HFT forced no-think": hft["no_think"],
             "HFT auto": hft["auto"], "HGPO auto": final["auto"]}  # fmt: skip
-    text = f"{results_table(rows)}\n{level_bars('HGPO', final)}"
-    return "\n".join(f"    {line}" for line in text.split("\n"))
+    return "\n".join(f"    {line}" for line in results_table(rows).split("\n"))
 
 
 def programs_table(r: Results) -> str:
@@ -372,6 +380,7 @@ def programs_table(r: Results) -> str:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "demo": demo,
+    "methods": lambda r: table1(r, "large", without="router"),
     "table1 large": lambda r: table1(r, "large"),
     "table1 small": lambda r: table1(r, "small"),
     "levels": levels_table,
@@ -390,7 +399,7 @@ BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL
 def fill(text: str, r: Results) -> str:
     """A page with the tables of these results between its marks, `<!-- results: NAME -->` and
     `<!-- end -->`."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](r)}\n\n{found[3]}", text)
+    return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]](r)}\n{found[3]}", text)
 
 
 def load(folder: Path) -> Results:

@@ -11,7 +11,7 @@ from conftest import ROOT, tiny_model
 import hgpo
 import lhrm
 import sample
-from data import classify
+from data import classify, experiments, lab
 from data.judge import Judged
 from data.modes import MODES
 from data.prepare import PrepareSettings
@@ -20,6 +20,7 @@ from data.rows import Query, read_hft_rows, read_queries
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "data" / "results" / "README.md").read_text(encoding="utf-8")
 TESTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
 EQUATION_ROWS = re.findall(r"^\| Eq\. ([\d–, ]+) \|.*\|(.*)\|$", README, re.MULTILINE)
 
@@ -60,10 +61,11 @@ def test_every_option_in_the_readme_is_a_setting():
     classes = (sample.SampleSettings, lhrm.HFTSettings, lhrm.EvalSettings, PrepareSettings)
     classes += tuple(settings for settings, _ in hgpo.METHODS.values())
     classes += (classify.TrainSettings, classify.EvaluateSettings, classify.PredictSettings)
+    classes += (lab.WordSettings, experiments.ExperimentSettings)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
     others = {"repo", "nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help", "local"}
     others |= {"reasoning", "index"}  # --reasoning-parser of vLLM, --index-url of pip
-    for text in (README, REFERENCE):
+    for text in (README, REFERENCE, RESULTS):
         assert set(re.findall(r"--(\w+)", text)) <= known | others
 
 
