@@ -6,7 +6,7 @@
 
 It writes results.json, pictures, and a page with both to --output_dir; data/figures.py says what
 each figure shows. All runs of a lab and a seed start from the same π_HFT. A finished run is
-kept and used by every figure that needs it, and an interrupted one goes on. Each has one thread,
+kept and used by every figure that needs it, and an interrupted one goes on. Each has one core,
 and there are as many at a time as there are cores, so that their number changes no figure.
 """
 
@@ -160,12 +160,15 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs that are not finished. Raises InputError for the first that fails."""
         ready: dict[tuple[Path, str], concurrent.futures.Future[None]] = {}
-        bar = cli.progress(None, "runs", total=len(jobs), unit="run", smoothing=0)
+        total, jobs = len(jobs), [job for job in jobs if not job.finished()]
+        done_before = total - len(jobs)
+        bar = cli.progress(None, "runs", total=total, initial=done_before, unit="run", smoothing=0)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, bar:
 
             def work(job: Job) -> None:
-                for name in job.after:
-                    ready[job.root, name].result()
+                for before in ((job.root, name) for name in job.after):
+                    if before in ready:
+                        ready[before].result()
                 self.run_one(job)
 
             try:
@@ -190,11 +193,11 @@ class Runner:
                 raise
 
     def run_one(self, job: Job) -> None:
-        """Run a job, unless it is finished. What it prints goes to a file beside its folder."""
+        """Run a job. What it prints goes to a file beside its folder."""
         said = [f"--{name}={str(v).lower() if isinstance(v, bool) else v}"
                 for name, v in job.options.items() if v is not None]  # fmt: skip
         goes_on = [] if job.name == "classifier" else ["--resume_from_checkpoint"]
-        threads = {} if job.alone else {"OMP_NUM_THREADS": "1"}
+        one_core = {} if job.alone else {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         path = job.root / f"{job.name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         while not self.stopping.is_set() and not job.finished():
@@ -202,7 +205,7 @@ class Runner:
                 before = log.tell()
                 process = subprocess.Popen(
                     [sys.executable, *job.command, *said, *goes_on], stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=log, env={**os.environ, **threads},
+                    stdout=log, stderr=log, env={**os.environ, **one_core},
                 )  # fmt: skip
                 self.processes[f"{job.root.name}/{job.name}"] = process
                 if self.stopping.is_set():
@@ -211,8 +214,9 @@ class Runner:
                 del self.processes[f"{job.root.name}/{job.name}"]
             lines = re.split("[\r\n]+", path.read_bytes()[before:].decode(errors="replace"))
             if failed and not self.stopping.is_set():
-                if AT_WORK not in lines[-2]:
-                    raise InputError(f"{path}: {lines[-2]}")
+                last = ["no output", *filter(None, lines)][-1]
+                if AT_WORK not in last:
+                    raise InputError(f"{path}: {last}")
                 time.sleep(1)  # of experiments that were killed, a run is still at work
 
 
