@@ -215,7 +215,7 @@ class Runner:
             lines = re.split("[\r\n]+", path.read_bytes()[before:].decode(errors="replace"))
             if failed and not self.stopping.is_set():
                 last = ["no output", *filter(None, lines)][-1]
-                if AT_WORK not in last:
+                if not any(AT_WORK in line for line in lines):
                     raise InputError(f"{path}: {last}")
                 time.sleep(1)  # of experiments that were killed, a run is still at work
 
@@ -296,8 +296,9 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     root = lab_root(out, "large", seeds[0])
     if root.exists():
         contents["lengths"] = lengths_of_rows(root)
-    if (path := out / "demo" / "results.json").exists():
-        contents["demo"] = without_examples(read_json(path))
+    for name in ("demo", "words"):  # the latter is not of this grid: see the page
+        if (path := out / name / "results.json").exists():
+            contents[name] = without_examples(read_json(path))
     return contents
 
 
@@ -327,7 +328,7 @@ def lengths_of_rows(root: Path) -> dict[str, Any]:
 
 
 def without_examples(outcome: dict[str, Any]) -> dict[str, Any]:
-    """What `make demo` measured on the held-out sums."""
+    """What an outcome says of the held-out sums."""
     left_out = ("by_domain", "examples", "mean_utility")
     return {stage: {k: v for k, v in result.items() if k not in left_out}
             for stage, result in outcome.items()}  # fmt: skip

@@ -356,14 +356,22 @@ def levels_table(r: Results) -> str:
     return table(["", *(f"level {k}" for k in LEVELS)], rows)
 
 
-def demo(r: Results) -> str:
-    """The table that `make demo` prints."""
-    if "demo" not in r.contents:
-        return "    not run"
-    hft, final = r.contents["demo"]["hft"], r.contents["demo"]["hgpo"]
-    rows = {"HFT forced think": hft["think"], "HFT forced no-think": hft["no_think"],
-            "HFT auto": hft["auto"], "HGPO auto": final["auto"]}  # fmt: skip
-    return "\n".join(f"    {line}" for line in results_table(rows).split("\n"))
+def before_and_after(name: str) -> Callable[[Results], str]:
+    """The table that a run of `hgpo.py` prints, of what results.json has under a name."""
+
+    def block(r: Results) -> str:
+        if name not in r.contents:
+            return "    not run"
+        hft, final = r.contents[name]["hft"], r.contents[name]["hgpo"]
+        rows = {
+            "HFT forced think": hft["think"],
+            "HFT forced no-think": hft["no_think"],
+            "HFT auto": hft["auto"],
+            "HGPO auto": final["auto"],
+        }
+        return "\n".join(f"    {line}" for line in results_table(rows).split("\n"))
+
+    return block
 
 
 def programs_table(r: Results) -> str:
@@ -379,7 +387,8 @@ def programs_table(r: Results) -> str:
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "demo": demo,
+    "demo": before_and_after("demo"),
+    "words": before_and_after("words"),
     "methods": lambda r: table1(r, "large", without="router"),
     "table1 large": lambda r: table1(r, "large"),
     "table1 small": lambda r: table1(r, "small"),

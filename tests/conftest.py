@@ -87,7 +87,7 @@ def polite(lab_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that knows the grammar, but does not do many sums."""
     folder = tmp_path_factory.mktemp("polite")
     settings = hft_settings(
-        lab_folder, folder, max_steps=150, batch_size=32, learning_rate=1e-2,
+        lab_folder, folder, max_steps=200, batch_size=32, learning_rate=1e-2,
         max_tokens_per_device=512,
     )  # fmt: skip
     lhrm.hft(settings)
