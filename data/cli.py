@@ -187,6 +187,7 @@ def purpose(cls: type) -> str:
 
 
 SIGNS = {"█": "#", "░": ".", "–": "-", "…": "...", "·": "*", "≥": ">=", "±": "+-"}
+SIGNS |= dict(zip("▁▂▃▄▅▆▇", "_.-=+*%"))
 
 
 def in_other_signs(error: UnicodeError) -> tuple[str, int]:

@@ -151,24 +151,32 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
+def colours_of(names: Sequence[str]) -> list[str]:
+    """The colours of their methods, where each run is of another method; else any."""
+    known = [COLOURS.get(Path(name).name.upper(), "") for name in names]
+    return known if all(known) and len({*known}) == len(known) else CYCLE
+
+
 def draw_picture(plt: Any, logs: dict[str, dict[str, Curve]], path: Path) -> None:
     """All panels side by side; runs by colour, modes by line."""
     panels = shown_panels(logs.values())
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     picture, grid = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.3 * rows), squeeze=False)
+    colours = dict(zip(logs, itertools.cycle(colours_of([*logs]))))
     for axes, panel in zip(grid.flat, panels):
         axes.set(title=panel.title, xlabel="step")
-        for log, colour in zip(logs.values(), itertools.cycle(CYCLE)):
+        for name, log in logs.items():
             for figure, dash in zip(panel.figures, DASHES):
-                marker = "o" if len(log.get(figure, ())) < MARKED else None
-                axes.plot(*zip(*log.get(figure, ())), dash, color=colour, marker=marker, ms=3)
+                if curve := log.get(figure):
+                    marker = "o" if len(curve) < MARKED else None
+                    axes.plot(*zip(*curve), dash, color=colours[name], marker=marker, ms=3)
         for label, dash in zip(filter(None, panel.figures.values()), DASHES):
             axes.plot([], [], dash, color=INK, label=label)
             axes.legend()
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    lines = [plt.Line2D([], [], color=colour) for _, colour in zip(logs, itertools.cycle(CYCLE))]
+    lines = [plt.Line2D([], [], color=colours[name]) for name in logs]
     picture.legend(lines, logs, loc="outside lower center", ncols=min(4, len(logs)))
     save(picture, path)
 

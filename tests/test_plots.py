@@ -50,6 +50,10 @@ def test_a_line_of_blocks_rises_with_the_curve_and_stays_between_its_bounds():
     assert plots.blocks([(5, 0.3)], 0.3, 0.3, 0, 10).strip() == "▁"
 
 
+def test_a_console_without_blocks_shows_other_signs_of_the_same_number():
+    assert plots.BLOCKS.encode("ascii", "other_signs") == b"_.-=+*%#"
+
+
 def test_steps_without_a_figure_are_left_out(runs):
     assert [step for step, _ in plots.read_log(runs / "hgpo")["kl"]] == [1, 3, 4, 5]
 
@@ -65,6 +69,23 @@ def test_with_matplotlib_the_same_runs_give_the_same_picture(runs, monkeypatch, 
         draw(monkeypatch, runs / "hgpo", runs / "hft", "--output_file", tmp_path / name)
     one, two = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
     assert one == two and one.startswith(b"\x89PNG")
+
+
+def test_a_panel_has_the_curves_of_the_runs_that_logged_its_figures(runs, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    pictures = []
+    monkeypatch.setattr(plots, "save", lambda picture, path: pictures.append(picture))
+    draw(monkeypatch, runs / "hgpo", runs / "hft", "--output_file", tmp_path / "unused.png")
+    found = {
+        axes.get_title(): [
+            (line.get_color(), [*line.get_xdata()]) for line in axes.lines if len(line.get_xdata())
+        ]
+        for axes in pictures[0].axes
+    }
+    hgpo, hft = plots.COLOURS["HGPO"], plots.COLOURS["HFT"]
+    assert found["think ratio"] == [(hgpo, [1, 2, 3, 4, 5])]
+    assert found["mean reward, by mode"] == [(hgpo, [1, 2, 3, 4, 5])] * 2
+    assert found["loss, nats a token"] == [(hft, [10, 20])]
 
 
 @pytest.mark.parametrize(
