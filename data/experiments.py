@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hgpo
-import lhrm
 from data import cli, figures, lab, processes
 from data.cli import InputError, read_json, setting, write_bytes, write_rows
 from data.modes import MODES
@@ -61,8 +60,12 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     **{run: ("hgpo", {"delta": x}) for x, run in figures.DELTAS.items() if run != "hgpo"},
     **{run: ("hgpo", {"alpha": x}) for x, run in figures.ALPHAS.items() if run != "hgpo"},
     **{run: ("hgpo", {"beta": x}) for x, run in figures.BETAS.items() if run != "hgpo"},
-    **{f"N={n}": ("hgpo", {"num_generations": n, "num_queries": 256 // n}) for n in (4, 16)},
-    **{f"loss={kind}": ("hgpo", {"loss_type": kind}) for kind in ("grpo", "dapo", "dr_grpo")},
+    **{
+        run: ("hgpo", {"num_generations": n, "num_queries": 256 // n})
+        for n, run in figures.GROUPS.items()
+        if run != "hgpo"
+    },
+    **{run: ("hgpo", {"loss_type": x}) for x, run in figures.LOSSES.items() if run != "hgpo"},
 }
 
 
@@ -125,7 +128,7 @@ def jobs_of(out: Path, lab_name: str, seed: int, runs: Iterable[str]) -> list[Jo
             jobs.append(Job(root, run, ["hgpo.py", "--method", method], options, ("hft",)))
             continue
         after: tuple[str, ...] = ("hft",)
-        options = {**lhrm.EVAL_ON_LAB, "eval_batch_size": 1536, **places}
+        options = {n: v for n, v in hgpo.ON_LAB.items() if n.startswith("eval_")} | places
         options |= {"dataset_name": f"{root}/data/test.jsonl", "modes": "think,no_think,router"}
         if run == "router-classifier":
             files = {kind: f"{root}/data/{kind}.jsonl" for kind in ("simple", "complex")}
@@ -137,10 +140,9 @@ def jobs_of(out: Path, lab_name: str, seed: int, runs: Iterable[str]) -> list[Jo
     return jobs
 
 
-def write_root(root: Path, name: str, seed: int) -> None:
-    """The rows and the base model of a lab, and the two classes of the router's classifier:
-    greetings and facts are simple, sums and programs complex."""
-    make_lab(root, seed, **LABS[name])
+def write_classes(root: Path) -> None:
+    """The two classes of the router's classifier: greetings and facts are simple, sums and programs
+    complex."""
     classes: dict[str, list[dict[str, Any]]] = {"simple": [], "complex": []}
     for _, row in read_rows(root / "data" / "hft.jsonl"):
         kind = "simple" if row["domain"] == "general" else "complex"
@@ -261,6 +263,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
+    """A figure of every seed, as results.json has it."""
     rounded = [round(value, 4) for value in values]
     return {"mean": round(statistics.fmean(values), 4), "spread": round(spread(values), 4),
             "seeds": rounded}  # fmt: skip
@@ -303,6 +306,7 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def means_over_steps(curves: Sequence[dict[int, float]]) -> dict[str, list[Any]]:
+    """A curve of every seed, as results.json has it."""
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     columns = [[curve[step] for curve in curves] for step in steps]
     means = [round(statistics.fmean(column), 4) for column in columns]
@@ -358,7 +362,10 @@ def jobs_for(out: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]
         for name in LABS:
             runs = {run for figure in names for run in figures.FIGURES[figure].runs.get(name, ())}
             if runs or (name == "large" and "fig8" in names):
-                write_root(lab_root(out, name, seed), name, seed)
+                root = lab_root(out, name, seed)
+                make_lab(root, seed, **LABS[name])
+                if "router-classifier" in runs:
+                    write_classes(root)
                 jobs += jobs_of(out, name, seed, sorted(runs, key=order.index))
     return sorted(jobs, key=lambda job: job.name != "hft")  # the others wait for it
 

@@ -10,17 +10,18 @@ spreads over steps; under "lengths", how many HFT rows of a mode have a length; 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.cli import read_json
+from data.lab import LEVELS
 from data.plots import COLOURS, INK, pyplot, save
-from data.report import results_table
+from data.report import outcome_table
 
 BLUE = COLOURS["HGPO"]
 SIZES = ("large", "small")
-LEVELS = range(1, 6)
 STAT = ("mean", "spread")
 BARS: dict[str, Any] = {"ms": 4, "capsize": 2}  # of the points
 SHARE = {"ylim": (-0.03, 1.03)}
@@ -51,6 +52,7 @@ METHODS = {  # title: run, setup, colour
     "router, classifier": ("router-classifier", "router", COLOURS["router"]),
     "LHRM (HFT, HGPO)": ("hgpo", "auto", BLUE),
 }
+WITHOUT_ROUTERS = {k: method for k, method in METHODS.items() if method[1] != "router"}
 BASELINES = ("hgpo", "rft", "dpo", "router-rules", "router-classifier")
 
 
@@ -245,7 +247,7 @@ def demo_picture(r: Results, panels: Sequence[Any]) -> None:
         by_level = stages[stage]["by_level"].items()
         ratios = [(int(level), part["auto"]["think_ratio"]) for level, part in by_level]
         panels[0].plot(*zip(*ratios), "o-", color=COLOURS[label], label=label, ms=4)
-    panels[0].set_xticks(LEVELS)
+    panels[0].set_xticks([*LEVELS])
     panels[0].legend()
     for label, stage, setup, colour in (
         ("HFT, forced think", "hft", "think", "think"),
@@ -309,14 +311,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def table1(r: Results, size: str, without: str = "none") -> str:
-    """The methods of Table 1 at a model size, but for those whose names begin in a way."""
+def table1(r: Results, size: str, methods: Mapping[str, tuple[str, str, str]] = METHODS) -> str:
+    """The methods of Table 1, or some of them, at a model size."""
     figures = ("maths/{}/pass@1", "code/{}/pass@1", "general/{}/pass@1", "maths/{}/mean_tokens",
                "maths/{}/think_ratio", "maths/{}/hybrid_accuracy")  # fmt: skip
     rows = []
-    for title, (run, setup, _) in METHODS.items():
-        if title.startswith(without):
-            continue
+    for title, (run, setup, _) in methods.items():
         names = [name.format(setup) for name in figures]
         cells = [r.shown(f"{size}/{run}", name, 1 if "tokens" in name else 3) for name in names]
         rows.append([title, *cells])
@@ -362,14 +362,7 @@ def before_and_after(name: str) -> Callable[[Results], str]:
     def block(r: Results) -> str:
         if name not in r.contents:
             return "    not run"
-        hft, final = r.contents[name]["hft"], r.contents[name]["hgpo"]
-        rows = {
-            "HFT forced think": hft["think"],
-            "HFT forced no-think": hft["no_think"],
-            "HFT auto": hft["auto"],
-            "HGPO auto": final["auto"],
-        }
-        return "\n".join(f"    {line}" for line in results_table(rows).split("\n"))
+        return textwrap.indent(outcome_table(r.contents[name], "hgpo"), "    ")
 
     return block
 
@@ -389,7 +382,7 @@ def programs_table(r: Results) -> str:
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "demo": before_and_after("demo"),
     "words": before_and_after("words"),
-    "methods": lambda r: table1(r, "large", without="router"),
+    "methods": lambda r: table1(r, "large", WITHOUT_ROUTERS),
     "table1 large": lambda r: table1(r, "large"),
     "table1 small": lambda r: table1(r, "small"),
     "levels": levels_table,

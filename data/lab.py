@@ -33,6 +33,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from data.cli import InputError, parse_settings, run_command, setting, write_json, write_rows
 from data.modes import TAGS
+from data.tokenizer import Messages
 
 # Operations of a level, and the bounds of the largest operand among them.
 LEVELS = {1: (1, 0, 9), 2: (2, 0, 1), 3: (2, 2, 3), 4: (2, 4, 9), 5: (4, 0, 9)}
@@ -141,9 +142,7 @@ def test_rows(rng: random.Random) -> list[dict[str, Any]]:
     return rows
 
 
-def query(
-    domain: str, level: int | None, prompt: str | list[dict[str, str]], answer: str
-) -> dict[str, Any]:
+def query(domain: str, level: int | None, prompt: str | Messages, answer: str) -> dict[str, Any]:
     row = {"prompt": prompt, "answer": answer, "domain": domain}
     return row if level is None else {**row, "level": str(level)}
 
@@ -199,21 +198,18 @@ def check_words(texts: Iterable[str]) -> None:
                 raise InputError(f"{word!r} in {text[:60]!r} is no word of the lab. {KNOWN}")
 
 
-Exchange = list[dict[str, str]]  # a question and its answer, as messages
-
-
 def in_conversations(
     problems: Iterable[tuple[str, int | None, Problem]], rng: random.Random
-) -> Iterator[tuple[str, int | None, Problem, str | Exchange]]:
+) -> Iterator[tuple[str, int | None, Problem, str | Messages]]:
     """Each problem with its prompt: its question, or a conversation of earlier ones before it."""
-    exchanges: list[Exchange] = []
+    exchanges: list[Messages] = []
     for domain, level, problem in problems:
         question, _, answer = problem
         exchange = [
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
-        prompt: str | Exchange = question
+        prompt: str | Messages = question
         if exchanges and rng.random() < CONVERSATION_SHARE:
             earlier = rng.choices(exchanges, k=rng.randint(1, 3))
             prompt = [*itertools.chain(*earlier), exchange[0]]

@@ -148,19 +148,26 @@ def write_outcome(outcome: dict[str, Any], folder: Path, lab: Path) -> None:
         write_json(path, {**earlier, **outcome})
 
 
+def outcome_table(outcome: dict[str, Any], method: str) -> str:
+    """The figures of both stages of a run, as a table."""
+    hft, final = outcome["hft"], outcome[method]
+    return results_table(
+        {
+            "HFT forced think": hft["think"],
+            "HFT forced no-think": hft["no_think"],
+            "HFT auto": hft["auto"],
+            f"{method.upper()} auto": final["auto"],
+        }
+    )
+
+
 def show_outcome(path: Path, method: str) -> None:
     """Print table and bars before and after training, and a few responses, from results.json."""
     outcome, name = read_json(path), method.upper()
     try:
         hft, final = outcome["hft"], outcome[method]
-        rows = {
-            "HFT forced think": hft["think"],
-            "HFT forced no-think": hft["no_think"],
-            "HFT auto": hft["auto"],
-            f"{name} auto": final["auto"],
-        }
         lines = [f"\n{final['queries']} held-out queries, domain {final['domain']}"]
-        lines += [results_table(rows), level_bars("HFT", hft), level_bars(name, final)]
+        lines += [outcome_table(outcome, method), level_bars("HFT", hft), level_bars(name, final)]
         lines += [f"\nThree responses after {name}, freely sampled:"]
         for example in final["examples"]:
             lines += [f"  {example['prompt']}", f"    {example['response']}"]
