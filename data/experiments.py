@@ -6,8 +6,8 @@
 
 It writes results.json, pictures, and a page with both to --output_dir; data/figures.py says what
 each figure shows. All runs of a lab and a seed start from the same π_HFT. A finished run is
-kept and used by every figure that needs it, and an interrupted one goes on. Each has one core,
-and there are as many at a time as there are cores, so that their number changes no figure.
+kept and used by every figure that needs it, and an interrupted one goes on. Each has one core, so
+that the number of cores changes no figure, and as many run at a time as PyTorch finds cores.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 import hgpo
 from data import cli, figures, lab, processes
 from data.cli import InputError, read_json, setting, write_bytes, write_rows
@@ -46,6 +48,7 @@ LABS: dict[str, dict[str, Any]] = {  # and what is other than in the lab of `mak
 PAGE = Path(__file__).parent / "results" / "README.md"
 NUM_CLASSIFIED = 4000  # rows that the router's classifier is trained on
 OVER_STEPS = {"eval_steps": 20}
+LONGER = {"max_steps": figures.STEPS, "eval_steps": 25}
 KEPT = ("mean_tokens", "hybrid_accuracy", "malformed_ratio")  # figures, not by level
 ROUTERS = ("router-rules", "router-classifier")
 
@@ -53,10 +56,12 @@ ROUTERS = ("router-rules", "router-classifier")
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "hgpo": ("hgpo", OVER_STEPS),
     "rft": ("rft", {}),
+    figures.LUCKY: ("rft", {"num_generations": 16}),
     "dpo": ("dpo", {}),
-    "rloo": ("hgpo", {"estimator": "rloo", **OVER_STEPS}),
-    "reinforce++": ("hgpo", {"estimator": "reinforce++", **OVER_STEPS}),
-    "grpo": ("hgpo", {"forced_modes": False, **OVER_STEPS}),
+    "rloo": ("hgpo", {"estimator": "rloo"}),
+    "reinforce++": ("hgpo", {"estimator": "reinforce++"}),
+    figures.WEIGHTED: ("hgpo", {"estimator": "reinforce++", "alpha": 2.0}),
+    "plain-grpo": ("hgpo", {"forced_modes": False, **OVER_STEPS}),
     **{run: ("hgpo", {"delta": x}) for x, run in figures.DELTAS.items() if run != "hgpo"},
     **{run: ("hgpo", {"alpha": x}) for x, run in figures.ALPHAS.items() if run != "hgpo"},
     **{run: ("hgpo", {"beta": x}) for x, run in figures.BETAS.items() if run != "hgpo"},
@@ -66,6 +71,10 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         if run != "hgpo"
     },
     **{run: ("hgpo", {"loss_type": x}) for x, run in figures.LOSSES.items() if run != "hgpo"},
+}
+TRAININGS |= {
+    figures.LONG[label]: ("hgpo", {**TRAININGS[run][1], **LONGER})
+    for label, run in figures.ESTIMATORS.items()
 }
 
 
@@ -97,15 +106,20 @@ class Job(NamedTuple):
     alone: bool = False  # with all cores, before all others
 
     def finished(self) -> bool:
-        """Whether the folder holds this very job, finished."""
-        for name in ("settings.json", "eval_settings.json"):
-            if (path := self.root / self.name / name).exists():
-                record = read_json(path)
-                made_with = record.get("settings", {})
-                asked = {k: v for k, v in self.options.items() if k != "output_dir"}
-                same = all(made_with.get(k, v) == v for k, v in asked.items())
-                return record.get("status") == "finished" and same
-        return (self.root / self.name / "classifier.json").exists()
+        """Whether the folder holds this very job, finished. The folder may have been moved."""
+        folder = self.root / self.name
+        if self.name == "classifier":
+            return (folder / "classifier.safetensors").exists()
+        record = folder / ("eval_settings.json" if "eval" in self.command else "settings.json")
+        if not record.exists():
+            return False
+        contents = read_json(record)
+        made_with = contents.get("settings", {})
+        asked = {
+            k: v for k, v in self.options.items() if not k.endswith(("_dir", "_path", "_name"))
+        }
+        same = all(made_with.get(k, v) == v for k, v in asked.items())
+        return contents.get("status") == "finished" and same
 
 
 def lab_root(out: Path, name: str, seed: int) -> Path:
@@ -153,7 +167,7 @@ def write_classes(root: Path) -> None:
 
 
 class Runner:
-    """Runs jobs in processes of their own, as many at a time as there are cores."""
+    """Runs jobs in processes of their own, several at a time."""
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}  # at work now, by folder
@@ -165,7 +179,7 @@ class Runner:
         total, jobs = len(jobs), [job for job in jobs if not job.finished()]
         done_before = total - len(jobs)
         bar = cli.progress(None, "runs", total=total, initial=done_before, unit="run", smoothing=0)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        with concurrent.futures.ThreadPoolExecutor(torch.get_num_threads()) as pool, bar:
 
             def work(job: Job) -> None:
                 for before in ((job.root, name) for name in job.after):
@@ -212,14 +226,17 @@ class Runner:
                 self.processes[f"{job.root.name}/{job.name}"] = process
                 if self.stopping.is_set():
                     process.terminate()
-                failed = process.wait()
+                code = process.wait()
                 del self.processes[f"{job.root.name}/{job.name}"]
             lines = re.split("[\r\n]+", path.read_bytes()[before:].decode(errors="replace"))
-            if failed and not self.stopping.is_set():
-                last = ["no output", *filter(None, lines)][-1]
-                if not any(AT_WORK in line for line in lines):
-                    raise InputError(f"{path}: {last}")
-                time.sleep(1)  # of experiments that were killed, a run is still at work
+            if self.stopping.is_set() or job.finished():
+                return
+            if not any(AT_WORK in line for line in lines):
+                why = ["no output", *filter(None, lines)][-1]
+                if code <= 0:
+                    why = f"killed by signal {-code}" if code else "the folder holds another run"
+                raise InputError(f"{path}: {why}")
+            time.sleep(1)  # of experiments that were killed, a run is still at work
 
 
 # -------------------------------------------------------------------------------------- the results
@@ -241,15 +258,16 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 def curves_of(folder: Path, outcome: dict[str, Any]) -> dict[str, dict[int, float]]:
     """Figures over the steps of an HGPO run."""
     curves: dict[str, dict[int, float]] = {}
-    hft = outcome["hft"]
-    start = {"H_acc": hft["auto"]["hybrid_accuracy"]}
-    start |= {f"code/{n}": hft["by_domain"]["code"]["auto"][n] for n in ("think_ratio", "pass@1")}
+    before = outcome["hft"]
+    start = {"H_acc": before["auto"]["hybrid_accuracy"]}
+    for domain, name in (("maths", "think_ratio"), ("code", "think_ratio"), ("code", "pass@1")):
+        start[f"{domain}/{name}"] = before["by_domain"][domain]["auto"][name]
     for _, row in read_rows(folder / "log.jsonl"):
-        values = {"H_acc": row.get("hybrid_accuracy")}
-        values |= {f"code/{n}": row.get(f"eval/code/{n}") for n in ("think_ratio", "pass@1")}
-        if "mode/think_ratio" in row:
-            both = row["mode/think_ratio"], row["mode/no_think_ratio"]
-            values |= {"think_ratio": both[0], "tags": sum(both)}
+        values = {name: row.get(f"eval/{name}") for name in start}
+        values["H_acc"] = row.get("hybrid_accuracy")
+        if "mode/entropy" in row:  # both modes were forced: the tags' probabilities are known
+            values["mode_entropy"] = row["mode/entropy"]
+            values["tags"] = row["mode/think_ratio"] + row["mode/no_think_ratio"]
         for name, value in values.items():
             if value is not None:
                 first = {0: start[name]} if name in start else {}
@@ -273,32 +291,30 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """The contents of results.json, from all runs that are finished for every seed."""
     contents: dict[str, Any] = {"seeds": [*seeds], "runs": {}, "curves": {}}
     for lab_name in LABS:
-        roots = [lab_root(out, lab_name, seed) for seed in seeds]
-        for run in ("hft", *TRAININGS, *ROUTERS):
+        known = [jobs_of(out, lab_name, seed, [*TRAININGS, *ROUTERS]) for seed in seeds]
+        for jobs in zip(*known):  # a job, with each seed
+            run = jobs[0].name
+            if run == "classifier" or not all(job.finished() for job in jobs):
+                continue
+            folders = [job.root / ("hgpo" if run == "hft" else run) for job in jobs]
+            name = "eval.json" if run in ROUTERS else "results.json"
+            if not all((folder / name).exists() for folder in folders):
+                continue  # of HFT: that of HGPO has what HFT reached
+            outcomes = [read_json(folder / name) for folder in folders]
             method = TRAININGS[run][0] if run in TRAININGS else run
-            found: list[dict[str, float]] = []
-            curves: list[dict[str, dict[int, float]]] = []
-            for root in roots:
-                path = root / ("hgpo" if run == "hft" else run) / "results.json"
-                if run in ROUTERS:
-                    path = root / run / "eval.json"
-                if path.exists():
-                    outcome = read_json(path)
-                    found.append(flat(outcome if run in ROUTERS else outcome[method]))
-                    if method == "hgpo":
-                        curves.append(curves_of(path.parent, outcome))
-            if len(found) == len(seeds):
-                names = [name for name in found[0] if all(name in each for each in found)]
-                contents["runs"][f"{lab_name}/{run}"] = {
-                    name: summary([each[name] for each in found]) for name in names
-                }
-            if len(curves) == len(seeds):
+            found = [flat(each if run in ROUTERS else each[method]) for each in outcomes]
+            names = [name for name in found[0] if all(name in each for each in found)]
+            contents["runs"][f"{lab_name}/{run}"] = {
+                name: summary([each[name] for each in found]) for name in names
+            }
+            if method == "hgpo":
+                curves = [curves_of(*pair) for pair in zip(folders, outcomes)]
                 contents["curves"][f"{lab_name}/{run}"] = {
                     name: means_over_steps([each[name] for each in curves]) for name in curves[0]
                 }
-    root = lab_root(out, "large", seeds[0])
-    if root.exists():
-        contents["lengths"] = lengths_of_rows(root)
+    [hft] = jobs_of(out, "large", seeds[0], [])
+    if hft.finished():
+        contents["lengths"] = lengths_of_rows(hft.root)
     for name in ("demo", "words"):  # the latter is not of this grid: see the page
         if (path := out / name / "results.json").exists():
             contents[name] = without_examples(read_json(path))
@@ -372,7 +388,9 @@ def jobs_for(out: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]
 
 def run(settings: ExperimentSettings) -> None:
     """Run what is not finished, and write results, pictures and the page."""
-    names = settings.only.split(",") if settings.only else [*figures.FIGURES][:-1]
+    names = [name for name in figures.FIGURES if name != "demo"]
+    if settings.only:
+        names = [name.strip() for name in settings.only.split(",")]
     if unknown := [name for name in names if name not in figures.FIGURES]:
         raise InputError(f"--only {unknown[0]}: expected {', '.join(figures.FIGURES)}")
     out, seeds = Path(settings.output_dir), range(1 if settings.quick else SEEDS)

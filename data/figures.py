@@ -1,10 +1,12 @@
 """What the experiments show: the figures and tables of results.json, and the page that holds them.
 
-results.json has, under "runs", figures of each size and run ("large/hgpo"), such as
-"maths/auto/pass@1": the free responses' pass@1 on held-out sums, with `mean`, `spread` (sample
-standard deviation over the seeds) and `seeds` (the figure of each); under "curves", means and
-spreads over steps; under "lengths", how many HFT rows of a mode have a length; under "demo", what
-`make demo` measured.
+results.json has "seeds"; under "runs", figures of each lab and run ("large/hgpo"), such as
+"maths/auto/pass@1": the free responses' pass@1 on held-out sums ("level 2/…": on those of a level),
+with `mean`, `spread` (sample standard deviation over the seeds) and `seeds` (the figure of each);
+under "curves", means and spreads over steps ("tags", the probability of both, and "mode_entropy" on
+training queries, a quarter of which are greetings and facts; the others on held-out ones); under
+"lengths", how many HFT rows of a mode have a length, and mean lengths by domain, of the first seed;
+under "demo" and "words", what `make demo` and a pretrained model measured on held-out sums.
 """
 
 from __future__ import annotations
@@ -22,13 +24,12 @@ from data.report import outcome_table
 
 BLUE = COLOURS["HGPO"]
 SIZES = ("large", "small")
-STAT = ("mean", "spread")
 BARS: dict[str, Any] = {"ms": 4, "capsize": 2}  # of the points
 SHARE = {"ylim": (-0.03, 1.03)}
 THINK_RATIO = {"ylabel": "think ratio", **SHARE}
 NO_THINK_LINE = (COLOURS["no_think"], ":")
 DASH = {"large": "-", "small": "--"}
-# With N = 8 mean rewards differ by multiples of a quarter: other δ between these change nothing.
+# With N = 8 mean rewards differ by multiples of 1/4: all δ between the same two do the same.
 DELTAS = {-0.2: "delta=-0.2", 0.0: "delta=0.0", 0.2: "hgpo", 0.4: "delta=0.4", 0.6: "delta=0.6",
           0.9: "delta=0.9"}  # fmt: skip
 ALPHAS = {0.0: "alpha=0.0", 1.0: "hgpo", 3.0: "alpha=3.0"}
@@ -39,6 +40,11 @@ ESTIMATORS = {
     "RLOO (Eq. 23)": "rloo",
     "REINFORCE++ (Eq. 22)": "reinforce++",
 }
+# HGPO then samples as many responses as DPO and RFT do: 8 for each of 4,000 queries.
+STEPS = 125
+LONG = {label: f"{run}-{STEPS}" for label, run in ESTIMATORS.items()}
+WEIGHTED = "reinforce++-alpha=2.0"
+LUCKY = "rft-N=16"
 LOSSES = {"hgpo (Eq. 11)": "hgpo", "grpo": "loss=grpo", "dapo": "loss=dapo",
           "dr_grpo": "loss=dr_grpo"}  # fmt: skip
 ESTIMATOR_COLOURS = dict(zip(ESTIMATORS, (BLUE, COLOURS["RFT"], COLOURS["no_think"])))
@@ -52,7 +58,12 @@ METHODS = {  # title: run, setup, colour
     "router, classifier": ("router-classifier", "router", COLOURS["router"]),
     "LHRM (HFT, HGPO)": ("hgpo", "auto", BLUE),
 }
-WITHOUT_ROUTERS = {k: method for k, method in METHODS.items() if method[1] != "router"}
+TABLE1 = {
+    **METHODS,
+    f"LHRM, {STEPS} steps of HGPO": (f"hgpo-{STEPS}", "auto", BLUE),
+    "HFT-RFT, 16 responses to a query": (LUCKY, "auto", COLOURS["RFT"]),
+}
+SHORT = {k: each for k, each in TABLE1.items() if not each[0].startswith(("router", LUCKY))}
 BASELINES = ("hgpo", "rft", "dpo", "router-rules", "router-classifier")
 
 
@@ -65,10 +76,6 @@ class Results:
     def figure(self, run: str, name: str) -> dict[str, Any] | None:
         """Mean, spread and seeds, of a run such as "large/hgpo"."""
         return self.contents["runs"].get(run, {}).get(name)
-
-    def mean(self, run: str, name: str) -> float | None:
-        figure = self.figure(run, name)
-        return None if figure is None else figure["mean"]
 
     def curve(self, run: str, name: str) -> dict[str, list[float]] | None:
         """Steps, means and spreads."""
@@ -87,12 +94,20 @@ class Results:
 
 
 def draw_points(
-    r: Results, axes: Any, runs: dict[Any, str], name: str, label: str, colour: str, dash: str = "-"
+    axes: Any, points: Mapping[Any, dict[str, Any] | None], label: str, colour: str, dash: str = "-"
 ) -> None:
-    """A figure of some runs over what differs between them, with bars of the spread."""
-    found = {x: f for x, run in runs.items() if (f := r.figure(run, name))}
-    means, spreads = ([f[k] for f in found.values()] for k in STAT)
+    """Figures over what differs between them, with bars of the spread."""
+    found = {x: figure for x, figure in points.items() if figure}
+    means, spreads = ([figure[k] for figure in found.values()] for k in ("mean", "spread"))
     axes.errorbar([*found], means, spreads, fmt=f"o{dash}", color=colour, label=label, **BARS)
+
+
+def draw_levels(
+    r: Results, axes: Any, run: str, name: str, label: str, colour: str, dash: str = "-"
+) -> None:
+    """A figure of a run by level."""
+    draw_points(axes, {k: r.figure(run, f"level {k}/{name}") for k in LEVELS}, label, colour, dash)
+    axes.set_xticks([*LEVELS])
 
 
 def draw_curve(
@@ -106,33 +121,36 @@ def draw_curve(
         axes.fill_between(curve["steps"], low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def at(size: str, runs: dict[Any, str]) -> dict[Any, str]:
-    """The same runs at a model size."""
-    return {x: f"{size}/{run}" for x, run in runs.items()}
+def on_sums(r: Results, runs: dict[Any, str], name: str) -> dict[Any, dict[str, Any] | None]:
+    """A figure of the large model's free responses to the held-out sums, of each of some runs."""
+    return {x: r.figure(f"large/{run}", f"maths/auto/{name}") for x, run in runs.items()}
 
 
 def frontier(r: Results, panels: Sequence[Any]) -> None:
     for axes, size in zip(panels, SIZES):
         axes.set(title=f"the {size} model", xlabel="mean tokens of a response", ylabel="pass@1")
-        for number, (title, (run, setup, colour)) in enumerate(METHODS.items()):
-            x = r.mean(f"{size}/{run}", f"maths/{setup}/mean_tokens")
-            y = r.mean(f"{size}/{run}", f"maths/{setup}/pass@1")
-            if x is not None:  # later ones are smaller: those that coincide can all be seen
-                marker = "s" if run.startswith("router") else "o"
-                axes.plot(x, y, marker, color=colour, label=title, ms=11 - number, zorder=3)
-    line = [(r.mean(run, "maths/auto/mean_tokens"), r.mean(run, "maths/auto/pass@1"))
-            for run in at("large", DELTAS).values()]  # fmt: skip
-    if line := sorted((x, y) for x, y in line if x is not None and y is not None):
-        panels[0].plot(*zip(*line), "--", color=BLUE, lw=1.2, label="HGPO, other δ")
+        for number, (title, (run, setup, colour)) in enumerate(TABLE1.items()):
+            x = r.figure(f"{size}/{run}", f"maths/{setup}/mean_tokens")
+            y = r.figure(f"{size}/{run}", f"maths/{setup}/pass@1")
+            if x and y:  # later ones are smaller: those that coincide can all be seen
+                marker = "s" if run.startswith("router") else "o" if title in METHODS else "D"
+                axes.errorbar(
+                    x["mean"], y["mean"], y["spread"], x["spread"], fmt=marker, color=colour,
+                    label=title, ms=max(5, 11 - number), elinewidth=1,
+                )  # fmt: skip
+    xs, ys = (on_sums(r, DELTAS, name).values() for name in ("mean_tokens", "pass@1"))
+    if line := sorted((x["mean"], y["mean"]) for x, y in zip(xs, ys) if x and y):
+        panels[0].plot(*zip(*line), ".--", color=BLUE, lw=1.2, label="HGPO, each δ", zorder=3)
     handles = panels[0].get_legend_handles_labels()
     panels[0].figure.legend(*handles, loc="outside right center")
 
 
 def fig3a(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="H_acc on held-out sums", xlabel="step of HGPO", ylabel="H_acc", **SHARE)
-    panels[1].set(title="think ratio in training", xlabel="step of HGPO", **THINK_RATIO)
-    for label, run in ESTIMATORS.items():
-        for axes, name in zip(panels, ("H_acc", "think_ratio")):
+    panels[1].set(title="entropy of the mode, training queries", xlabel="step of HGPO")
+    panels[1].set(ylabel="nats", ylim=(0, 0.7))
+    for label, run in LONG.items():
+        for axes, name in zip(panels, ("H_acc", "mode_entropy")):
             draw_curve(r, axes, f"large/{run}", name, label, ESTIMATOR_COLOURS[label])
     panels[0].legend()
 
@@ -140,9 +158,8 @@ def fig3a(r: Results, panels: Sequence[Any]) -> None:
 def fig3b(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="think ratio on held-out sums", xlabel="δ", **THINK_RATIO)
     panels[1].set(title="what it costs", xlabel="δ", ylabel="pass@1", **SHARE)
-    runs = at("large", DELTAS)
-    draw_points(r, panels[0], runs, "maths/auto/think_ratio", "", BLUE)
-    draw_points(r, panels[1], runs, "maths/auto/pass@1", "", BLUE)
+    draw_points(panels[0], on_sums(r, DELTAS, "think_ratio"), "", BLUE)
+    draw_points(panels[1], on_sums(r, DELTAS, "pass@1"), "", BLUE)
 
 
 def fig4(r: Results, panels: Sequence[Any]) -> None:
@@ -154,16 +171,6 @@ def fig4(r: Results, panels: Sequence[Any]) -> None:
         for run, *line in lines:
             draw_levels(r, axes, f"{size}/{run}", *line)
     panels[0].legend()
-
-
-def draw_levels(
-    r: Results, axes: Any, run: str, name: str, label: str, colour: str, dash: str = "-"
-) -> None:
-    """A figure of a run by level."""
-    found = [f for k in LEVELS if (f := r.figure(run, f"level {k}/{name}"))]
-    levels, means, spreads = [*LEVELS][: len(found)], *([f[k] for f in found] for k in STAT)
-    axes.errorbar(levels, means, spreads, fmt=f"o{dash}", color=colour, label=label, **BARS)
-    axes.set_xticks(levels)
 
 
 def fig5(r: Results, panels: Sequence[Any]) -> None:
@@ -181,11 +188,11 @@ def fig5(r: Results, panels: Sequence[Any]) -> None:
 
 
 def fig6(r: Results, panels: Sequence[Any]) -> None:
-    panels[0].set(title="think ratio in training", xlabel="step of HGPO", **THINK_RATIO)
+    panels[0].set(title="think ratio on held-out sums", xlabel="step of HGPO", **THINK_RATIO)
     panels[1].set(title="think ratio after it", xlabel="level", **THINK_RATIO)
     for size in SIZES:
         run, line = f"{size}/hgpo", (f"the {size} model", BLUE, DASH[size])
-        draw_curve(r, panels[0], run, "think_ratio", *line)
+        draw_curve(r, panels[0], run, "maths/think_ratio", *line)
         draw_levels(r, panels[1], run, "auto/think_ratio", *line)
     panels[0].legend()
 
@@ -211,13 +218,13 @@ def sweep(
 
     def draw(r: Results, panels: Sequence[Any]) -> None:
         panels[0].set(title="quality on held-out sums", xlabel=symbol, ylabel="share", **SHARE)
-        places = at("large", {str(x): run for x, run in runs.items()})
-        draw_points(r, panels[0], places, "maths/auto/hybrid_accuracy", "H_acc", BLUE, dash)
-        draw_points(r, panels[0], places, "maths/auto/pass@1", "pass@1", INK, dash and ":")
+        places = {str(x): run for x, run in runs.items()}
+        draw_points(panels[0], on_sums(r, places, "hybrid_accuracy"), "H_acc", BLUE, dash)
+        draw_points(panels[0], on_sums(r, places, "pass@1"), "pass@1", INK, dash and ":")
         panels[0].legend()
         if len(panels) > 1:
             panels[1].set(title="thinking on held-out sums", xlabel=symbol, **THINK_RATIO)
-            draw_points(r, panels[1], places, "maths/auto/think_ratio", "", BLUE, dash)
+            draw_points(panels[1], on_sums(r, places, "think_ratio"), "", BLUE, dash)
 
     return draw
 
@@ -231,10 +238,10 @@ def beta(r: Results, panels: Sequence[Any]) -> None:
 
 
 def plain_grpo(r: Results, panels: Sequence[Any]) -> None:
-    panels[0].set(title="think ratio in training", xlabel="step", **THINK_RATIO)
+    panels[0].set(title="think ratio on held-out sums", xlabel="step", **THINK_RATIO)
     panels[1].set(title="H_acc on held-out sums", xlabel="step", ylabel="H_acc", **SHARE)
-    for label, run in (("HGPO", "hgpo"), ("plain GRPO", "grpo")):
-        for axes, name in zip(panels, ("think_ratio", "H_acc")):
+    for label, run in (("HGPO", "hgpo"), ("plain GRPO", "plain-grpo")):
+        for axes, name in zip(panels, ("maths/think_ratio", "H_acc")):
             draw_curve(r, axes, f"large/{run}", name, label, COLOURS[label])
     panels[0].legend()
 
@@ -274,9 +281,11 @@ def large(runs: dict[Any, str]) -> Mapping[str, Sequence[str]]:
 
 both = dict.fromkeys(SIZES, ("hgpo",))
 FIGURES = {
-    "table1": Figure(dict.fromkeys(SIZES, BASELINES)),
+    "table1": Figure(
+        {"large": [*BASELINES, LUCKY, f"hgpo-{STEPS}"], "small": [*BASELINES, f"hgpo-{STEPS}"]}
+    ),
     "frontier": Figure({"large": [*BASELINES, *DELTAS.values()], "small": BASELINES}, frontier),
-    "fig3a": Figure(large(ESTIMATORS), fig3a),
+    "fig3a": Figure({"large": [*ESTIMATORS.values(), WEIGHTED, *LONG.values()]}, fig3a),
     "fig3b": Figure(large(DELTAS), fig3b),
     "fig4": Figure(both, fig4),
     "fig5": Figure({"large": ["hgpo"], "mixed": ["hgpo"]}, fig5),
@@ -285,7 +294,7 @@ FIGURES = {
     "alpha": Figure(large(ALPHAS), sweep(ALPHAS, "α")),
     "group": Figure(large(GROUPS), sweep(GROUPS, "N")),
     "beta": Figure(large(BETAS), beta),
-    "plain_grpo": Figure({"large": ["hgpo", "grpo"]}, plain_grpo),
+    "plain_grpo": Figure({"large": ["hgpo", "plain-grpo"]}, plain_grpo),
     "loss": Figure(large(LOSSES), sweep(LOSSES, "what divides Eq. 11", "")),
     "demo": Figure({}, demo_picture),
 }
@@ -311,15 +320,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def table1(r: Results, size: str, methods: Mapping[str, tuple[str, str, str]] = METHODS) -> str:
+def table1(r: Results, size: str, methods: Mapping[str, tuple[str, str, str]] = TABLE1) -> str:
     """The methods of Table 1, or some of them, at a model size."""
     figures = ("maths/{}/pass@1", "code/{}/pass@1", "general/{}/pass@1", "maths/{}/mean_tokens",
                "maths/{}/think_ratio", "maths/{}/hybrid_accuracy")  # fmt: skip
     rows = []
     for title, (run, setup, _) in methods.items():
         names = [name.format(setup) for name in figures]
-        cells = [r.shown(f"{size}/{run}", name, 1 if "tokens" in name else 3) for name in names]
-        rows.append([title, *cells])
+        if f"{size}/{run}" in r.contents["runs"]:
+            cells = [r.shown(f"{size}/{run}", name, 1 if "tokens" in name else 3) for name in names]
+            rows.append([title, *cells])
     head = ["", "sums", "programs", "greetings, facts", "tokens", "think ratio", "H_acc"]
     return table(head, rows)
 
@@ -338,6 +348,13 @@ def settings_table(r: Results, title: str, runs: dict[Any, str]) -> str:
         for x, run in runs.items()
     ]  # fmt: skip
     return table([title, *figures], rows)
+
+
+def estimators_table(r: Results) -> str:
+    """The estimators, and what else could make one of them better."""
+    longer = {f"{label}, {STEPS} steps": run for label, run in LONG.items()}
+    runs = {**ESTIMATORS, "REINFORCE++, α = 2": WEIGHTED, **longer}
+    return settings_table(r, "advantages", runs)
 
 
 def levels_table(r: Results) -> str:
@@ -382,17 +399,17 @@ def programs_table(r: Results) -> str:
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "demo": before_and_after("demo"),
     "words": before_and_after("words"),
-    "methods": lambda r: table1(r, "large", WITHOUT_ROUTERS),
+    "methods": lambda r: table1(r, "large", SHORT),
     "table1 large": lambda r: table1(r, "large"),
     "table1 small": lambda r: table1(r, "small"),
     "levels": levels_table,
     "programs": programs_table,
-    "estimators": lambda r: settings_table(r, "advantages", ESTIMATORS),
+    "estimators": estimators_table,
     "delta": lambda r: settings_table(r, "δ", DELTAS),
     "alpha": lambda r: settings_table(r, "α", ALPHAS),
     "group": lambda r: settings_table(r, "N", GROUPS),
     "beta": lambda r: settings_table(r, "β", BETAS),
-    "plain_grpo": lambda r: settings_table(r, "", {"HGPO": "hgpo", "plain GRPO": "grpo"}),
+    "plain_grpo": lambda r: settings_table(r, "", {"HGPO": "hgpo", "plain GRPO": "plain-grpo"}),
     "loss": lambda r: settings_table(r, "divisor", LOSSES),
 }
 BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -6,13 +6,14 @@ become a picture where matplotlib is installed, otherwise lines of blocks in the
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.cli import InputError, OneLineParser, run_command
+from data.cli import InputError, OneLineParser, run_command, write_bytes
 from data.rows import read_rows
 
 Curve = list[tuple[float, float]]  # (step, figure)
@@ -60,9 +61,9 @@ def read_log(run: Path) -> dict[str, Curve]:
         try:
             step = float(row.pop("step"))
             for name, value in row.items():
-                if value is not None:
+                if value is not None and math.isfinite(float(value)):
                     curves.setdefault(name, []).append((step, float(value)))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"{where}: not a line of a run's log") from None
     return curves
 
@@ -91,13 +92,14 @@ def blocks(curve: Curve, low: float, high: float, first: float, last: float) -> 
     for step, value in curve:
         place = (step - first) / (last - first) if last > first else 0
         cells[min(WIDTH - 1, int(place * WIDTH))].append(value)
+    end = max((place for place, cell in enumerate(cells) if cell), default=-1)
     line, shown = "", " "
-    for cell in cells:
+    for cell in cells[: end + 1]:
         if cell:
             height = (sum(cell) / len(cell) - low) / (high - low) if high > low else 0
             shown = BLOCKS[round(height * (len(BLOCKS) - 1))]
-        line += shown if cell or len(curve) > 1 else " "
-    return line
+        line += shown
+    return line.ljust(WIDTH)
 
 
 def draw_blocks(logs: dict[str, dict[str, Curve]]) -> str:
@@ -138,7 +140,7 @@ def pyplot() -> Any:
         "axes.titlecolor": INK, "grid.color": INK, "grid.alpha": 0.25, "text.color": INK,
         "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
         "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8,
-        "figure.constrained_layout.use": True,
+        "figure.constrained_layout.use": True, "text.parse_math": False,
     })  # fmt: skip
     import matplotlib.pyplot
 
@@ -146,9 +148,11 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a picture, the same bytes for the same picture."""
+    """Write a PNG, the same bytes for the same picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    contents = io.BytesIO()
+    figure.savefig(contents, format="png", metadata={"Software": None})
+    write_bytes(path, contents.getvalue())
 
 
 def colours_of(names: Sequence[str]) -> list[str]:
@@ -186,6 +190,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its log.jsonl")
     parser.add_argument("--output_file", default="curves.png", help="picture (curves.png)")
     arguments = parser.parse_args()
+    if Path(arguments.output_file).suffix != ".png":
+        raise InputError(f"--output_file {arguments.output_file}: a name that ends in .png")
     runs = [Path(run) for run in arguments.runs]
     logs = dict(zip(names(runs), map(read_log, runs)))
     if not shown_panels(logs.values()):

@@ -50,8 +50,22 @@ def test_a_line_of_blocks_rises_with_the_curve_and_stays_between_its_bounds():
     assert plots.blocks([(5, 0.3)], 0.3, 0.3, 0, 10).strip() == "▁"
 
 
+def test_a_shorter_run_ends_where_its_curve_ends():
+    assert plots.blocks([(0, 1), (15, 1)], 0, 1, 0, 60) == "█" * 16 + " " * 44
+
+
 def test_a_console_without_blocks_shows_other_signs_of_the_same_number():
     assert plots.BLOCKS.encode("ascii", "other_signs") == b"_.-=+*%#"
+
+
+def test_figures_that_are_no_numbers_are_left_out(runs):
+    (runs / "log.jsonl").write_text('{"step": 1, "kl": NaN, "entropy": 1}\n')
+    assert plots.read_log(runs) == {"entropy": [(1, 1)]}
+
+
+def test_a_picture_has_the_name_that_was_asked_for(runs, monkeypatch):
+    with pytest.raises(InputError, match="curves.svg: a name that ends in .png"):
+        draw(monkeypatch, runs / "hgpo", "--output_file", "curves.svg")
 
 
 def test_steps_without_a_figure_are_left_out(runs):
@@ -65,8 +79,9 @@ def test_runs_are_named_by_what_differs_in_their_paths(tmp_path):
 
 def test_with_matplotlib_the_same_runs_give_the_same_picture(runs, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
+    odd = (runs / "hgpo").rename(runs / r"$\frac{$")  # a name, not a formula
     for name in ("one.png", "two.png"):
-        draw(monkeypatch, runs / "hgpo", runs / "hft", "--output_file", tmp_path / name)
+        draw(monkeypatch, odd, runs / "hft", "--output_file", tmp_path / name)
     one, two = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
     assert one == two and one.startswith(b"\x89PNG")
 
