@@ -184,14 +184,14 @@ def fig5(r: Results, panels: Sequence[Any]) -> None:
             ("… think as often as those of sums", "mixed", "--"),
         ):
             draw_curve(r, axes, f"{lab}/hgpo", name, label, BLUE, dash)
-    panels[0].legend()
+    panels[1].legend(loc="lower center")
 
 
 def fig6(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="think ratio on held-out sums", xlabel="step of HGPO", **THINK_RATIO)
     panels[1].set(title="think ratio after it", xlabel="level", **THINK_RATIO)
     for size in SIZES:
-        run, line = f"{size}/hgpo", (f"the {size} model", BLUE, DASH[size])
+        run, line = f"{size}/hgpo-{STEPS}", (f"the {size} model", BLUE, DASH[size])
         draw_curve(r, panels[0], run, "maths/think_ratio", *line)
         draw_levels(r, panels[1], run, "auto/think_ratio", *line)
     panels[0].legend()
@@ -279,7 +279,6 @@ def large(runs: dict[Any, str]) -> Mapping[str, Sequence[str]]:
     return {"large": [*runs.values()]}
 
 
-both = dict.fromkeys(SIZES, ("hgpo",))
 FIGURES = {
     "table1": Figure(
         {"large": [*BASELINES, LUCKY, f"hgpo-{STEPS}"], "small": [*BASELINES, f"hgpo-{STEPS}"]}
@@ -287,9 +286,9 @@ FIGURES = {
     "frontier": Figure({"large": [*BASELINES, *DELTAS.values()], "small": BASELINES}, frontier),
     "fig3a": Figure({"large": [*ESTIMATORS.values(), WEIGHTED, *LONG.values()]}, fig3a),
     "fig3b": Figure(large(DELTAS), fig3b),
-    "fig4": Figure(both, fig4),
+    "fig4": Figure(dict.fromkeys(SIZES, ("hgpo",)), fig4),
     "fig5": Figure({"large": ["hgpo"], "mixed": ["hgpo"]}, fig5),
-    "fig6": Figure(both, fig6),
+    "fig6": Figure(dict.fromkeys(SIZES, (f"hgpo-{STEPS}",)), fig6),
     "fig8": Figure({}, fig8),
     "alpha": Figure(large(ALPHAS), sweep(ALPHAS, "α")),
     "group": Figure(large(GROUPS), sweep(GROUPS, "N")),

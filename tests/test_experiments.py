@@ -187,6 +187,9 @@ def test_table1_above_dpo_but_not_above_rft_by_more_than_the_spreads(results, me
     assert not apart(results, "large/hgpo-125", "large/rft", "hybrid_accuracy")
     for name in "think_ratio", "pass@1", "hybrid_accuracy":
         assert mean("large/rft-N=16", name) < mean("large/rft", name)
+    direct = mean("large/hft", "maths/no_think/pass@1")
+    assert mean("large/rft", "maths/no_think/pass@1") > direct + 0.05
+    assert mean("large/hgpo-125", "maths/no_think/pass@1") == pytest.approx(direct, abs=0.01)
 
 
 def test_fig3a_reinforce_stays_undecided_and_needs_a_mean_or_more_weight(results, mean):
@@ -231,11 +234,13 @@ def test_fig5_thinking_on_programs_follows_what_hft_rows_made_of_them(lab, rises
 
 def test_fig6_the_large_model_comes_to_think_less_and_the_small_one_more(results):
     large, small = (
-        results.curve(f"{size}/hgpo", "maths/think_ratio")["mean"] for size in figures.SIZES
+        results.curve(f"{size}/hgpo-125", "maths/think_ratio")["mean"] for size in figures.SIZES
     )
     assert large[-1] < large[0] and small[-1] > small[0]
-    levels = (by_level(results, f"{size}/hgpo", "auto/think_ratio") for size in figures.SIZES)
-    assert all(small > large and small > 0.95 for large, small in [*zip(*levels)][1:4])
+    assert apart(results, "large/hft", "large/hgpo-125", "think_ratio")
+    assert apart(results, "small/hgpo-125", "small/hft", "think_ratio")
+    levels = (by_level(results, f"{size}/hgpo-125", "auto/think_ratio") for size in figures.SIZES)
+    assert all(small > large and small > 0.9 for large, small in [*zip(*levels)][1:4])
 
 
 def test_without_a_inter_thinking_stays_as_hft_left_it(mean):
