@@ -237,6 +237,7 @@ class PolicyOptions(lhrm.EvalOptions, lhrm.TrainOptions):
     model_name_or_path: str | None = setting(None, "π_HFT, a model folder; unset: the lab")
     dataset_name: str | None = setting(None, "queries to train on, .jsonl or .jsonl.gz")
     eval_dataset_name: str | None = setting(None, "queries to evaluate on before and after")
+    eval_on_start: bool = setting(True, "evaluate before training, too")
     num_generations: int = setting(
         4, "N, responses to a query, half of them in each mode", maximum=MAX_COUNT
     )
@@ -813,7 +814,8 @@ def train_and_evaluate(
     def kept_evaluation(stage: str, weights: str) -> dict[str, Any]:
         """An evaluation whose records are kept until the run is finished, with a few responses.
         weights: a hash of them, so that a resumed run finds the records of the same model."""
-        free = ("eval_batch_size", "eval_steps", "eval_domain", "eval_dataset_name")
+        free = ("eval_batch_size", "eval_steps", "eval_on_start", "eval_domain",
+                "eval_dataset_name")  # fmt: skip
         asked = {k: v for k, v in vars(settings).items() if k.startswith("eval_") and k not in free}
         asked |= {k: v for k, v in run.contents.items() if k.startswith(("eval_", "reward_"))}
         asked["rewards"] = reward_model and [reward_model.shift, reward_model.scale]
@@ -829,7 +831,7 @@ def train_and_evaluate(
         return {**figures, "examples": runtime.on_first(few)}
 
     outcome = {}
-    if held_out:
+    if held_out and settings.eval_on_start:
         outcome["hft"] = kept_evaluation("hft", run.contents["model_name_or_path"])
     if isinstance(settings, HGPOSettings):
         train(

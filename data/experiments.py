@@ -58,9 +58,10 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rft": ("rft", {}),
     figures.LUCKY: ("rft", {"num_generations": 16}),
     "dpo": ("dpo", {}),
-    "rloo": ("hgpo", {"estimator": "rloo"}),
-    "reinforce++": ("hgpo", {"estimator": "reinforce++"}),
-    figures.WEIGHTED: ("hgpo", {"estimator": "reinforce++", "alpha": 2.0}),
+    figures.LONG: ("hgpo", LONGER),
+    "rloo": ("hgpo", {"estimator": "rloo", **LONGER}),
+    "reinforce++": ("hgpo", {"estimator": "reinforce++", **LONGER}),
+    figures.WEIGHTED: ("hgpo", {"estimator": "reinforce++", "alpha": 2.0, **LONGER}),
     "plain-grpo": ("hgpo", {"forced_modes": False, **OVER_STEPS}),
     **{run: ("hgpo", {"delta": x}) for x, run in figures.DELTAS.items() if run != "hgpo"},
     **{run: ("hgpo", {"alpha": x}) for x, run in figures.ALPHAS.items() if run != "hgpo"},
@@ -71,10 +72,6 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         if run != "hgpo"
     },
     **{run: ("hgpo", {"loss_type": x}) for x, run in figures.LOSSES.items() if run != "hgpo"},
-}
-TRAININGS |= {
-    figures.LONG[label]: ("hgpo", {**TRAININGS[run][1], **LONGER})
-    for label, run in figures.ESTIMATORS.items()
 }
 
 
@@ -137,6 +134,7 @@ def jobs_of(out: Path, lab_name: str, seed: int, runs: Iterable[str]) -> list[Jo
         if run in TRAININGS:
             method, changes = TRAININGS[run]
             options = {**hgpo.METHODS[method][1], **changes, **places}
+            options["eval_on_start"] = "eval_steps" in changes  # its curves begin with π_HFT
             options |= {"dataset_name": f"{root}/data/rl.jsonl"}
             options |= {"eval_dataset_name": f"{root}/data/test.jsonl"}
             jobs.append(Job(root, run, ["hgpo.py", "--method", method], options, ("hft",)))

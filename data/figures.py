@@ -35,14 +35,13 @@ DELTAS = {-0.2: "delta=-0.2", 0.0: "delta=0.0", 0.2: "hgpo", 0.4: "delta=0.4", 0
 ALPHAS = {0.0: "alpha=0.0", 1.0: "hgpo", 3.0: "alpha=3.0"}
 GROUPS = {4: "N=4", 8: "hgpo", 16: "N=16"}
 BETAS = {0.0: "beta=0.0", 0.001: "beta=0.001", 0.03: "hgpo", 0.3: "beta=0.3"}
+STEPS = 125  # HGPO then samples as many responses as DPO and RFT do: 8 to each of 4,000 queries
+LONG = f"hgpo-{STEPS}"
 ESTIMATORS = {
-    "GRPO (Eq. 10)": "hgpo",
+    "GRPO (Eq. 10)": LONG,
     "RLOO (Eq. 23)": "rloo",
     "REINFORCE++ (Eq. 22)": "reinforce++",
 }
-# HGPO then samples as many responses as DPO and RFT do: 8 for each of 4,000 queries.
-STEPS = 125
-LONG = {label: f"{run}-{STEPS}" for label, run in ESTIMATORS.items()}
 WEIGHTED = "reinforce++-alpha=2.0"
 LUCKY = "rft-N=16"
 LOSSES = {"hgpo (Eq. 11)": "hgpo", "grpo": "loss=grpo", "dapo": "loss=dapo",
@@ -60,7 +59,7 @@ METHODS = {  # title: run, setup, colour
 }
 TABLE1 = {
     **METHODS,
-    f"LHRM, {STEPS} steps of HGPO": (f"hgpo-{STEPS}", "auto", BLUE),
+    f"LHRM, {STEPS} steps of HGPO": (LONG, "auto", BLUE),
     "HFT-RFT, 16 responses to a query": (LUCKY, "auto", COLOURS["RFT"]),
 }
 SHORT = {k: each for k, each in TABLE1.items() if not each[0].startswith(("router", LUCKY))}
@@ -149,7 +148,7 @@ def fig3a(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="H_acc on held-out sums", xlabel="step of HGPO", ylabel="H_acc", **SHARE)
     panels[1].set(title="entropy of the mode, training queries", xlabel="step of HGPO")
     panels[1].set(ylabel="nats", ylim=(0, 0.7))
-    for label, run in LONG.items():
+    for label, run in ESTIMATORS.items():
         for axes, name in zip(panels, ("H_acc", "mode_entropy")):
             draw_curve(r, axes, f"large/{run}", name, label, ESTIMATOR_COLOURS[label])
     panels[0].legend()
@@ -191,7 +190,7 @@ def fig6(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="think ratio on held-out sums", xlabel="step of HGPO", **THINK_RATIO)
     panels[1].set(title="think ratio after it", xlabel="level", **THINK_RATIO)
     for size in SIZES:
-        run, line = f"{size}/hgpo-{STEPS}", (f"the {size} model", BLUE, DASH[size])
+        run, line = f"{size}/{LONG}", (f"the {size} model", BLUE, DASH[size])
         draw_curve(r, panels[0], run, "maths/think_ratio", *line)
         draw_levels(r, panels[1], run, "auto/think_ratio", *line)
     panels[0].legend()
@@ -280,15 +279,13 @@ def large(runs: dict[Any, str]) -> Mapping[str, Sequence[str]]:
 
 
 FIGURES = {
-    "table1": Figure(
-        {"large": [*BASELINES, LUCKY, f"hgpo-{STEPS}"], "small": [*BASELINES, f"hgpo-{STEPS}"]}
-    ),
+    "table1": Figure({"large": [*BASELINES, LUCKY, LONG], "small": [*BASELINES, LONG]}),
     "frontier": Figure({"large": [*BASELINES, *DELTAS.values()], "small": BASELINES}, frontier),
-    "fig3a": Figure({"large": [*ESTIMATORS.values(), WEIGHTED, *LONG.values()]}, fig3a),
+    "fig3a": Figure({"large": [*ESTIMATORS.values(), WEIGHTED]}, fig3a),
     "fig3b": Figure(large(DELTAS), fig3b),
     "fig4": Figure(dict.fromkeys(SIZES, ("hgpo",)), fig4),
     "fig5": Figure({"large": ["hgpo"], "mixed": ["hgpo"]}, fig5),
-    "fig6": Figure(dict.fromkeys(SIZES, (f"hgpo-{STEPS}",)), fig6),
+    "fig6": Figure(dict.fromkeys(SIZES, (LONG,)), fig6),
     "fig8": Figure({}, fig8),
     "alpha": Figure(large(ALPHAS), sweep(ALPHAS, "α")),
     "group": Figure(large(GROUPS), sweep(GROUPS, "N")),
@@ -349,13 +346,6 @@ def settings_table(r: Results, title: str, runs: dict[Any, str]) -> str:
     return table([title, *figures], rows)
 
 
-def estimators_table(r: Results) -> str:
-    """The estimators, and what else could make one of them better."""
-    longer = {f"{label}, {STEPS} steps": run for label, run in LONG.items()}
-    runs = {**ESTIMATORS, "REINFORCE++, α = 2": WEIGHTED, **longer}
-    return settings_table(r, "advantages", runs)
-
-
 def levels_table(r: Results) -> str:
     """What depends on the level: accuracy without thinking, and how often the models think."""
     names = {
@@ -403,7 +393,9 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "table1 small": lambda r: table1(r, "small"),
     "levels": levels_table,
     "programs": programs_table,
-    "estimators": estimators_table,
+    "estimators": lambda r: settings_table(
+        r, "advantages", {**ESTIMATORS, "REINFORCE++, α = 2": WEIGHTED}
+    ),
     "delta": lambda r: settings_table(r, "δ", DELTAS),
     "alpha": lambda r: settings_table(r, "α", ALPHAS),
     "group": lambda r: settings_table(r, "N", GROUPS),

@@ -149,14 +149,15 @@ def write_outcome(outcome: dict[str, Any], folder: Path, lab: Path) -> None:
 
 
 def outcome_table(outcome: dict[str, Any], method: str) -> str:
-    """The figures of both stages of a run, as a table."""
-    hft, final = outcome["hft"], outcome[method]
+    """The figures of both stages of a run, or of the second alone, as a table."""
+    name, final = method.upper(), outcome[method]
+    before, first = ("HFT", outcome["hft"]) if "hft" in outcome else (name, final)
     return results_table(
         {
-            "HFT forced think": hft["think"],
-            "HFT forced no-think": hft["no_think"],
-            "HFT auto": hft["auto"],
-            f"{method.upper()} auto": final["auto"],
+            f"{before} forced think": first["think"],
+            f"{before} forced no-think": first["no_think"],
+            f"{before} auto": first["auto"],
+            f"{name} auto": final["auto"],
         }
     )
 
@@ -165,9 +166,11 @@ def show_outcome(path: Path, method: str) -> None:
     """Print table and bars before and after training, and a few responses, from results.json."""
     outcome, name = read_json(path), method.upper()
     try:
-        hft, final = outcome["hft"], outcome[method]
+        final = outcome[method]
         lines = [f"\n{final['queries']} held-out queries, domain {final['domain']}"]
-        lines += [outcome_table(outcome, method), level_bars("HFT", hft), level_bars(name, final)]
+        lines += [outcome_table(outcome, method)]
+        lines += [level_bars("HFT", outcome["hft"])] if "hft" in outcome else []
+        lines += [level_bars(name, final)]
         lines += [f"\nThree responses after {name}, freely sampled:"]
         for example in final["examples"]:
             lines += [f"  {example['prompt']}", f"    {example['response']}"]

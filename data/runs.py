@@ -74,8 +74,9 @@ TRAINING = Kind(
      f"samples-{HASH}-*.jsonl", "not-finite-[0-9]*.jsonl", "tensorboard/events.out.tfevents.*"),
     ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "hacc_margin",
      "log_completions", "logging_steps", "save_steps", "save_total_limit",
-     "eval_dataset_name", "eval_steps", "eval_domain", "eval_num_generations", "eval_temperature",
-     "eval_top_p", "eval_batch_size", "eval_max_completion_length", "allow_malformed",
+     "eval_dataset_name", "eval_on_start", "eval_steps", "eval_domain", "eval_num_generations",
+     "eval_temperature", "eval_top_p", "eval_batch_size", "eval_max_completion_length",
+     "allow_malformed",
      # From here on: equal but for rounding. They are the remedy where memory was short.
      "max_tokens_per_device", "rollout_batch_size", "reward_batch_size", "gradient_checkpointing",
      "offload_reward_model", "hsdp"),

@@ -247,6 +247,23 @@ def test_plain_grpo_samples_freely_and_logs_what_the_model_chose(lab_folder, tmp
     assert all(set(json.loads(line)) == {"step", "prompt", "auto"} for line in lines)
 
 
+def test_the_evaluation_before_training_can_be_left_out(lab_folder, tmp_path, capsys):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "1+2=", "answer": "3", "domain": "maths"}\n')
+    for name, first in ("with", True), ("without", False):
+        settings = hgpo_settings(
+            lab_folder, tmp_path / name, max_steps=1, eval_on_start=first,
+            eval_dataset_name=str(held_out),
+        )  # fmt: skip
+        hgpo.run(settings)
+        shown = capsys.readouterr().out
+        assert ("HFT forced think" in shown, "HGPO forced think" in shown) == (first, not first)
+    one, two = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("with", "without")
+    )
+    assert {*one} == {"hft", "hgpo"} and two == {"hgpo": one["hgpo"]}
+
+
 def test_without_beta_no_reference_model_is_loaded(lab_folder, tmp_path, monkeypatch):
     loaded = []
     load = lhrm.load_reference
