@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import math
 import os
 import re
 import statistics
@@ -49,6 +50,7 @@ PAGE = Path(__file__).parent / "results" / "README.md"
 NUM_CLASSIFIED = 4000  # rows that the router's classifier is trained on
 OVER_STEPS = {"eval_steps": 20}
 LONGER = {"max_steps": figures.STEPS, "eval_steps": 25}
+MOST_POINTS = 60  # of a curve
 KEPT = ("mean_tokens", "hybrid_accuracy", "malformed_ratio")  # figures, not by level
 ROUTERS = ("router-rules", "router-classifier")
 
@@ -58,6 +60,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rft": ("rft", {}),
     figures.LUCKY: ("rft", {"num_generations": 16}),
     "dpo": ("dpo", {}),
+    figures.SUMS: ("hgpo", OVER_STEPS),
     figures.LONG: ("hgpo", LONGER),
     "rloo": ("hgpo", {"estimator": "rloo", **LONGER}),
     "reinforce++": ("hgpo", {"estimator": "reinforce++", **LONGER}),
@@ -135,7 +138,8 @@ def jobs_of(out: Path, lab_name: str, seed: int, runs: Iterable[str]) -> list[Jo
             method, changes = TRAININGS[run]
             options = {**hgpo.METHODS[method][1], **changes, **places}
             options["eval_on_start"] = "eval_steps" in changes  # its curves begin with π_HFT
-            options |= {"dataset_name": f"{root}/data/rl.jsonl"}
+            rows = "sums" if run == figures.SUMS else "rl"
+            options |= {"dataset_name": f"{root}/data/{rows}.jsonl"}
             options |= {"eval_dataset_name": f"{root}/data/test.jsonl"}
             jobs.append(Job(root, run, ["hgpo.py", "--method", method], options, ("hft",)))
             continue
@@ -152,9 +156,11 @@ def jobs_of(out: Path, lab_name: str, seed: int, runs: Iterable[str]) -> list[Jo
     return jobs
 
 
-def write_classes(root: Path) -> None:
-    """The two classes of the router's classifier: greetings and facts are simple, sums and programs
-    complex."""
+def write_subsets(root: Path) -> None:
+    """Write the RL rows that are sums, and the two classes of the router's classifier: greetings
+    and facts are simple, sums and programs complex."""
+    queries = (row for _, row in read_rows(root / "data" / "rl.jsonl"))
+    write_rows(root / "data" / "sums.jsonl", (q for q in queries if q["domain"] == "maths"))
     classes: dict[str, list[dict[str, Any]]] = {"simple": [], "complex": []}
     for _, row in read_rows(root / "data" / "hft.jsonl"):
         kind = "simple" if row["domain"] == "general" else "complex"
@@ -315,16 +321,19 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
         contents["lengths"] = lengths_of_rows(hft.root)
     for name in ("demo", "words"):  # the latter is not of this grid: see the page
         if (path := out / name / "results.json").exists():
-            contents[name] = without_examples(read_json(path))
+            contents[name] = of_sums(read_json(path))
     return contents
 
 
 def means_over_steps(curves: Sequence[dict[int, float]]) -> dict[str, list[Any]]:
-    """A curve of every seed, as results.json has it."""
+    """A curve of every seed, as results.json has it; of many steps, the means of a few."""
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
-    columns = [[curve[step] for curve in curves] for step in steps]
+    width = math.ceil(len(steps) / MOST_POINTS)
+    groups = [steps[i : i + width] for i in range(0, len(steps), width)]
+    columns = [[statistics.fmean(c[step] for step in group) for c in curves] for group in groups]
     means = [round(statistics.fmean(column), 4) for column in columns]
-    return {"steps": steps, "mean": means, "spread": [round(spread(c), 4) for c in columns]}
+    spreads = [round(spread(column), 4) for column in columns]
+    return {"steps": [group[-1] for group in groups], "mean": means, "spread": spreads}
 
 
 def lengths_of_rows(root: Path) -> dict[str, Any]:
@@ -345,9 +354,9 @@ def lengths_of_rows(root: Path) -> dict[str, Any]:
     return {"rows": {m: dict(sorted(c.items())) for m, c in rows.items()}, "means": means}
 
 
-def without_examples(outcome: dict[str, Any]) -> dict[str, Any]:
-    """What an outcome says of the held-out sums."""
-    left_out = ("by_domain", "examples", "mean_utility")
+def of_sums(outcome: dict[str, Any]) -> dict[str, Any]:
+    """What an outcome says of the held-out sums, with a few responses."""
+    left_out = ("by_domain", "mean_utility")
     return {stage: {k: v for k, v in result.items() if k not in left_out}
             for stage, result in outcome.items()}  # fmt: skip
 
@@ -378,8 +387,8 @@ def jobs_for(out: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]
             if runs or (name == "large" and "fig8" in names):
                 root = lab_root(out, name, seed)
                 make_lab(root, seed, **LABS[name])
-                if "router-classifier" in runs:
-                    write_classes(root)
+                if runs & {"router-classifier", figures.SUMS}:
+                    write_subsets(root)
                 jobs += jobs_of(out, name, seed, sorted(runs, key=order.index))
     return sorted(jobs, key=lambda job: job.name != "hft")  # the others wait for it
 

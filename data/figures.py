@@ -24,10 +24,11 @@ from data.report import outcome_table
 
 BLUE = COLOURS["HGPO"]
 SIZES = ("large", "small")
-BARS: dict[str, Any] = {"ms": 4, "capsize": 2}  # of the points
 SHARE = {"ylim": (-0.03, 1.03)}
 THINK_RATIO = {"ylabel": "think ratio", **SHARE}
 NO_THINK_LINE = (COLOURS["no_think"], ":")
+# Of HGPO with other settings: none has the colour of another method.
+VARIANTS = ((BLUE, "-"), ("#8ec5ff", "--"), (INK, "-"), ("#2f63d6", ":"))
 DASH = {"large": "-", "small": "--"}
 # With N = 8 mean rewards differ by multiples of 1/4: all δ between the same two do the same.
 DELTAS = {-0.2: "delta=-0.2", 0.0: "delta=0.0", 0.2: "hgpo", 0.4: "delta=0.4", 0.6: "delta=0.6",
@@ -37,16 +38,17 @@ GROUPS = {4: "N=4", 8: "hgpo", 16: "N=16"}
 BETAS = {0.0: "beta=0.0", 0.001: "beta=0.001", 0.03: "hgpo", 0.3: "beta=0.3"}
 STEPS = 125  # HGPO then samples as many responses as DPO and RFT do: 8 to each of 4,000 queries
 LONG = f"hgpo-{STEPS}"
+WEIGHTED = "reinforce++-alpha=2.0"
 ESTIMATORS = {
     "GRPO (Eq. 10)": LONG,
     "RLOO (Eq. 23)": "rloo",
     "REINFORCE++ (Eq. 22)": "reinforce++",
+    "REINFORCE++, α = 2": WEIGHTED,
 }
-WEIGHTED = "reinforce++-alpha=2.0"
 LUCKY = "rft-N=16"
+SUMS = "hgpo-sums"  # of the RL rows, the sums alone
 LOSSES = {"hgpo (Eq. 11)": "hgpo", "grpo": "loss=grpo", "dapo": "loss=dapo",
           "dr_grpo": "loss=dr_grpo"}  # fmt: skip
-ESTIMATOR_COLOURS = dict(zip(ESTIMATORS, (BLUE, COLOURS["RFT"], COLOURS["no_think"])))
 METHODS = {  # title: run, setup, colour
     "HFT, forced think": ("hft", "think", COLOURS["think"]),
     "HFT, forced no_think": ("hft", "no_think", COLOURS["no_think"]),
@@ -95,10 +97,13 @@ class Results:
 def draw_points(
     axes: Any, points: Mapping[Any, dict[str, Any] | None], label: str, colour: str, dash: str = "-"
 ) -> None:
-    """Figures over what differs between them, with bars of the spread."""
+    """Figures over what differs between them, with a dot for each seed."""
     found = {x: figure for x, figure in points.items() if figure}
-    means, spreads = ([figure[k] for figure in found.values()] for k in ("mean", "spread"))
-    axes.errorbar([*found], means, spreads, fmt=f"o{dash}", color=colour, label=label, **BARS)
+    means = [figure["mean"] for figure in found.values()]
+    axes.plot([*found], means, f"o{dash}", color=colour, label=label, ms=5)
+    for x, figure in found.items():
+        seeds = figure["seeds"]
+        axes.plot([x] * len(seeds), seeds, ".", color=colour, ms=4, alpha=0.5)
 
 
 def draw_levels(
@@ -148,15 +153,15 @@ def fig3a(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="H_acc on held-out sums", xlabel="step of HGPO", ylabel="H_acc", **SHARE)
     panels[1].set(title="entropy of the mode, training queries", xlabel="step of HGPO")
     panels[1].set(ylabel="nats", ylim=(0, 0.7))
-    for label, run in ESTIMATORS.items():
+    for line, (label, run) in zip(VARIANTS, ESTIMATORS.items()):
         for axes, name in zip(panels, ("H_acc", "mode_entropy")):
-            draw_curve(r, axes, f"large/{run}", name, label, ESTIMATOR_COLOURS[label])
+            draw_curve(r, axes, f"large/{run}", name, label, *line)
     panels[0].legend()
 
 
 def fig3b(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="think ratio on held-out sums", xlabel="δ", **THINK_RATIO)
-    panels[1].set(title="what it costs", xlabel="δ", ylabel="pass@1", **SHARE)
+    panels[1].set(title="right answers", xlabel="δ", ylabel="pass@1", **SHARE)
     draw_points(panels[0], on_sums(r, DELTAS, "think_ratio"), "", BLUE)
     draw_points(panels[1], on_sums(r, DELTAS, "pass@1"), "", BLUE)
 
@@ -178,17 +183,21 @@ def fig5(r: Results, panels: Sequence[Any]) -> None:
         title="right answers on programs", xlabel="step of HGPO", ylabel="pass@1", **SHARE
     )
     for axes, name in zip(panels, ("code/think_ratio", "code/pass@1")):
-        for label, lab, dash in (
-            ("HFT rows of programs mostly answer at once", "large", "-"),
-            ("… think as often as those of sums", "mixed", "--"),
+        for line, (label, run) in zip(
+            VARIANTS,
+            {
+                "HFT rows of programs mostly answer at once": "large/hgpo",
+                "… and HGPO on sums alone": f"large/{SUMS}",
+                "they think as often as those of sums": "mixed/hgpo",
+            }.items(),
         ):
-            draw_curve(r, axes, f"{lab}/hgpo", name, label, BLUE, dash)
+            draw_curve(r, axes, run, name, label, *line)
     panels[1].legend(loc="lower center")
 
 
 def fig6(r: Results, panels: Sequence[Any]) -> None:
     panels[0].set(title="think ratio on held-out sums", xlabel="step of HGPO", **THINK_RATIO)
-    panels[1].set(title="think ratio after it", xlabel="level", **THINK_RATIO)
+    panels[1].set(title=f"think ratio after {STEPS} steps", xlabel="level", **THINK_RATIO)
     for size in SIZES:
         run, line = f"{size}/{LONG}", (f"the {size} model", BLUE, DASH[size])
         draw_curve(r, panels[0], run, "maths/think_ratio", *line)
@@ -210,20 +219,18 @@ def fig8(r: Results, panels: Sequence[Any]) -> None:
     panels[1].set_xticks(range(len(by_domain)), by_domain)
 
 
-def sweep(
-    runs: dict[Any, str], symbol: str, dash: str = "-"
-) -> Callable[[Results, Sequence[Any]], None]:
+def sweep(runs: dict[Any, str], symbol: str) -> Callable[[Results, Sequence[Any]], None]:
     """A figure of H_acc, accuracy and think ratio over a setting."""
 
     def draw(r: Results, panels: Sequence[Any]) -> None:
         panels[0].set(title="quality on held-out sums", xlabel=symbol, ylabel="share", **SHARE)
         places = {str(x): run for x, run in runs.items()}
-        draw_points(panels[0], on_sums(r, places, "hybrid_accuracy"), "H_acc", BLUE, dash)
-        draw_points(panels[0], on_sums(r, places, "pass@1"), "pass@1", INK, dash and ":")
+        draw_points(panels[0], on_sums(r, places, "hybrid_accuracy"), "H_acc", BLUE, "")
+        draw_points(panels[0], on_sums(r, places, "pass@1"), "pass@1", INK, "")
         panels[0].legend()
         if len(panels) > 1:
             panels[1].set(title="thinking on held-out sums", xlabel=symbol, **THINK_RATIO)
-            draw_points(panels[1], on_sums(r, places, "think_ratio"), "", BLUE, dash)
+            draw_points(panels[1], on_sums(r, places, "think_ratio"), "", BLUE, "")
 
     return draw
 
@@ -231,8 +238,8 @@ def sweep(
 def beta(r: Results, panels: Sequence[Any]) -> None:
     sweep(BETAS, "β")(r, panels[:1])
     panels[1].set(title="p(<think>) + p(<no_think>)", xlabel="step of HGPO", ylabel="probability")
-    for dash, (x, run) in zip(("-", "--", "-.", ":"), BETAS.items()):
-        draw_curve(r, panels[1], f"large/{run}", "tags", f"β = {x}", BLUE, dash)
+    for line, (x, run) in zip(VARIANTS, BETAS.items()):
+        draw_curve(r, panels[1], f"large/{run}", "tags", f"β = {x}", *line)
     panels[1].legend()
 
 
@@ -281,17 +288,17 @@ def large(runs: dict[Any, str]) -> Mapping[str, Sequence[str]]:
 FIGURES = {
     "table1": Figure({"large": [*BASELINES, LUCKY, LONG], "small": [*BASELINES, LONG]}),
     "frontier": Figure({"large": [*BASELINES, *DELTAS.values()], "small": BASELINES}, frontier),
-    "fig3a": Figure({"large": [*ESTIMATORS.values(), WEIGHTED]}, fig3a),
+    "fig3a": Figure(large(ESTIMATORS), fig3a),
     "fig3b": Figure(large(DELTAS), fig3b),
     "fig4": Figure(dict.fromkeys(SIZES, ("hgpo",)), fig4),
-    "fig5": Figure({"large": ["hgpo"], "mixed": ["hgpo"]}, fig5),
+    "fig5": Figure({"large": ["hgpo", SUMS, "plain-grpo"], "mixed": ["hgpo"]}, fig5),
     "fig6": Figure(dict.fromkeys(SIZES, (LONG,)), fig6),
     "fig8": Figure({}, fig8),
     "alpha": Figure(large(ALPHAS), sweep(ALPHAS, "α")),
     "group": Figure(large(GROUPS), sweep(GROUPS, "N")),
     "beta": Figure(large(BETAS), beta),
     "plain_grpo": Figure({"large": ["hgpo", "plain-grpo"]}, plain_grpo),
-    "loss": Figure(large(LOSSES), sweep(LOSSES, "what divides Eq. 11", "")),
+    "loss": Figure(large(LOSSES), sweep(LOSSES, "what divides Eq. 11")),
     "demo": Figure({}, demo_picture),
 }
 
@@ -318,15 +325,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def table1(r: Results, size: str, methods: Mapping[str, tuple[str, str, str]] = TABLE1) -> str:
     """The methods of Table 1, or some of them, at a model size."""
-    figures = ("maths/{}/pass@1", "code/{}/pass@1", "general/{}/pass@1", "maths/{}/mean_tokens",
-               "maths/{}/think_ratio", "maths/{}/hybrid_accuracy")  # fmt: skip
+    figures = (
+        "maths/{}/pass@1", "maths/no_think/pass@1", "code/{}/pass@1", "general/{}/pass@1",
+        "maths/{}/mean_tokens", "maths/{}/think_ratio", "maths/{}/hybrid_accuracy",
+    )  # fmt: skip
     rows = []
     for title, (run, setup, _) in methods.items():
         names = [name.format(setup) for name in figures]
         if f"{size}/{run}" in r.contents["runs"]:
             cells = [r.shown(f"{size}/{run}", name, 1 if "tokens" in name else 3) for name in names]
             rows.append([title, *cells])
-    head = ["", "sums", "programs", "greetings, facts", "tokens", "think ratio", "H_acc"]
+    head = ["", "sums", "forced no_think", "programs", "greetings, facts", "tokens", "think ratio",
+            "H_acc"]  # fmt: skip
     return table(head, rows)
 
 
@@ -376,12 +386,18 @@ def before_and_after(name: str) -> Callable[[Results], str]:
 def programs_table(r: Results) -> str:
     """What HGPO on sums changes on programs, which it never saw."""
     figures = ("auto/think_ratio", "auto/pass@1", "think/pass@1", "no_think/pass@1")
+    runs = {
+        ("mostly answer at once", "HFT"): "large/hft",
+        ("", "HGPO"): "large/hgpo",
+        ("", "HGPO on sums alone"): f"large/{SUMS}",
+        ("", "plain GRPO"): "large/plain-grpo",
+        ("think as often as sums", "HFT"): "mixed/hft",
+        (" ", "HGPO"): "mixed/hgpo",
+    }
     rows = [
-        [f"{title}, {stage}", *(r.shown(f"{lab}/{run}", f"code/{name}") for name in figures)]
-        for title, lab in (("mostly answer at once", "large"), ("think as often as sums", "mixed"))
-        for stage, run in (("HFT", "hft"), ("HGPO", "hgpo"))
+        [*names, *(r.shown(run, f"code/{name}") for name in figures)] for names, run in runs.items()
     ]
-    head = ["HFT rows of programs", "think ratio", "pass@1", "forced think", "forced no_think"]
+    head = ["HFT rows of programs", "", "think ratio", "pass@1", "forced think", "forced no_think"]
     return table(head, rows)
 
 
@@ -393,9 +409,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "table1 small": lambda r: table1(r, "small"),
     "levels": levels_table,
     "programs": programs_table,
-    "estimators": lambda r: settings_table(
-        r, "advantages", {**ESTIMATORS, "REINFORCE++, α = 2": WEIGHTED}
-    ),
+    "estimators": lambda r: settings_table(r, "advantages", ESTIMATORS),
     "delta": lambda r: settings_table(r, "δ", DELTAS),
     "alpha": lambda r: settings_table(r, "α", ALPHAS),
     "group": lambda r: settings_table(r, "N", GROUPS),
