@@ -60,7 +60,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rft": ("rft", {}),
     figures.LUCKY: ("rft", {"num_generations": 16}),
     "dpo": ("dpo", {}),
-    figures.SUMS: ("hgpo", OVER_STEPS),
+    figures.SUMS: ("hgpo", {"dataset_name": "sums.jsonl", **OVER_STEPS}),
     figures.LONG: ("hgpo", LONGER),
     "rloo": ("hgpo", {"estimator": "rloo", **LONGER}),
     "reinforce++": ("hgpo", {"estimator": "reinforce++", **LONGER}),
@@ -138,9 +138,8 @@ def jobs_of(out: Path, lab_name: str, seed: int, runs: Iterable[str]) -> list[Jo
             method, changes = TRAININGS[run]
             options = {**hgpo.METHODS[method][1], **changes, **places}
             options["eval_on_start"] = "eval_steps" in changes  # its curves begin with π_HFT
-            rows = "sums" if run == figures.SUMS else "rl"
-            options |= {"dataset_name": f"{root}/data/{rows}.jsonl"}
-            options |= {"eval_dataset_name": f"{root}/data/test.jsonl"}
+            options["dataset_name"] = f"{root}/data/{changes.get('dataset_name', 'rl.jsonl')}"
+            options["eval_dataset_name"] = f"{root}/data/test.jsonl"
             jobs.append(Job(root, run, ["hgpo.py", "--method", method], options, ("hft",)))
             continue
         after: tuple[str, ...] = ("hft",)
@@ -319,9 +318,8 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     [hft] = jobs_of(out, "large", seeds[0], [])
     if hft.finished():
         contents["lengths"] = lengths_of_rows(hft.root)
-    for name in ("demo", "words"):  # the latter is not of this grid: see the page
-        if (path := out / name / "results.json").exists():
-            contents[name] = of_sums(read_json(path))
+    if (path := out / "demo" / "results.json").exists():
+        contents["demo"] = of_sums(read_json(path))
     return contents
 
 

@@ -6,7 +6,7 @@ with `mean`, `spread` (sample standard deviation over the seeds) and `seeds` (th
 under "curves", means and spreads over steps ("tags", the probability of both, and "mode_entropy" on
 training queries, a quarter of which are greetings and facts; the others on held-out ones); under
 "lengths", how many HFT rows of a mode have a length, and mean lengths by domain, of the first seed;
-under "demo" and "words", what `make demo` and a pretrained model measured on held-out sums.
+under "demo", what `make demo` measured on held-out sums.
 """
 
 from __future__ import annotations
@@ -182,15 +182,11 @@ def fig5(r: Results, panels: Sequence[Any]) -> None:
     panels[1].set(
         title="right answers on programs", xlabel="step of HGPO", ylabel="pass@1", **SHARE
     )
+    runs = ("large/hgpo", f"large/{SUMS}", "mixed/hgpo")
+    labels = ("HFT rows of programs mostly answer at once", "… and HGPO on sums alone",
+              "they think as often as those of sums")  # fmt: skip
     for axes, name in zip(panels, ("code/think_ratio", "code/pass@1")):
-        for line, (label, run) in zip(
-            VARIANTS,
-            {
-                "HFT rows of programs mostly answer at once": "large/hgpo",
-                "… and HGPO on sums alone": f"large/{SUMS}",
-                "they think as often as those of sums": "mixed/hgpo",
-            }.items(),
-        ):
+        for label, run, line in zip(labels, runs, VARIANTS):
             draw_curve(r, axes, run, name, label, *line)
     panels[1].legend(loc="lower center")
 
@@ -372,38 +368,29 @@ def levels_table(r: Results) -> str:
     return table(["", *(f"level {k}" for k in LEVELS)], rows)
 
 
-def before_and_after(name: str) -> Callable[[Results], str]:
-    """The table that a run of `hgpo.py` prints, of what results.json has under a name."""
-
-    def block(r: Results) -> str:
-        if name not in r.contents:
-            return "    not run"
-        return textwrap.indent(outcome_table(r.contents[name], "hgpo"), "    ")
-
-    return block
+def demo_table(r: Results) -> str:
+    """What `make demo` prints."""
+    return textwrap.indent(outcome_table(r.contents["demo"], "hgpo"), "    ")
 
 
 def programs_table(r: Results) -> str:
     """What HGPO on sums changes on programs, which it never saw."""
     figures = ("auto/think_ratio", "auto/pass@1", "think/pass@1", "no_think/pass@1")
-    runs = {
-        ("mostly answer at once", "HFT"): "large/hft",
-        ("", "HGPO"): "large/hgpo",
-        ("", "HGPO on sums alone"): f"large/{SUMS}",
-        ("", "plain GRPO"): "large/plain-grpo",
-        ("think as often as sums", "HFT"): "mixed/hft",
-        (" ", "HGPO"): "mixed/hgpo",
-    }
-    rows = [
-        [*names, *(r.shown(run, f"code/{name}") for name in figures)] for names, run in runs.items()
-    ]
+    runs = (
+        ("mostly answer at once", "HFT", "large/hft"),
+        ("", "HGPO", "large/hgpo"),
+        ("", "HGPO on sums alone", f"large/{SUMS}"),
+        ("", "plain GRPO", "large/plain-grpo"),
+        ("think as often as sums", "HFT", "mixed/hft"),
+        ("", "HGPO", "mixed/hgpo"),
+    )
+    rows = [[*titles, *(r.shown(run, f"code/{name}") for name in figures)] for *titles, run in runs]
     head = ["HFT rows of programs", "", "think ratio", "pass@1", "forced think", "forced no_think"]
     return table(head, rows)
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "demo": before_and_after("demo"),
-    "words": before_and_after("words"),
+    "demo": demo_table,
     "methods": lambda r: table1(r, "large", SHORT),
     "table1 large": lambda r: table1(r, "large"),
     "table1 small": lambda r: table1(r, "small"),

@@ -148,10 +148,14 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a PNG, the same bytes for the same picture."""
+    """Write a small PNG of 256 colours, the same bytes for the same picture."""
+    from PIL import Image  # matplotlib needs it, too
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    contents = io.BytesIO()
-    figure.savefig(contents, format="png", metadata={"Software": None})
+    drawn, contents = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    few = Image.open(drawn).quantize(256, method=Image.Quantize.FASTOCTREE)  # keeps transparency
+    few.save(contents, "png", optimize=True)
     write_bytes(path, contents.getvalue())
 
 

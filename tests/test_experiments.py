@@ -291,4 +291,4 @@ def test_every_picture_of_a_page_is_there_and_every_one_there_is_shown():
         for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             shown.add((page.parent / name).resolve())
     assert shown == {path.resolve() for path in (ROOT / "data" / "results").glob("*.png")}
-    assert all(path.stat().st_size < 70_000 for path in shown)
+    assert all(path.stat().st_size < 60_000 for path in shown)
