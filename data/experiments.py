@@ -318,8 +318,9 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     [hft] = jobs_of(out, "large", seeds[0], [])
     if hft.finished():
         contents["lengths"] = lengths_of_rows(hft.root)
-    if (path := out / "demo" / "results.json").exists():
-        contents["demo"] = of_sums(read_json(path))
+    for name in ("demo", "words"):
+        if (path := out / name / "results.json").exists():
+            contents[name] = of_sums(read_json(path))
     return contents
 
 

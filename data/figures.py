@@ -6,7 +6,8 @@ with `mean`, `spread` (sample standard deviation over the seeds) and `seeds` (th
 under "curves", means and spreads over steps ("tags", the probability of both, and "mode_entropy" on
 training queries, a quarter of which are greetings and facts; the others on held-out ones); under
 "lengths", how many HFT rows of a mode have a length, and mean lengths by domain, of the first seed;
-under "demo", what `make demo` measured on held-out sums.
+under "demo", what `make demo` measured on held-out sums, and under "words" what a pretrained model
+reached on sums in words, where one was trained: no command of the grid does so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from data.cli import read_json
 from data.lab import LEVELS
 from data.plots import COLOURS, INK, pyplot, save
-from data.report import outcome_table
+from data.report import level_bars, outcome_table
 
 BLUE = COLOURS["HGPO"]
 SIZES = ("large", "small")
@@ -373,6 +374,15 @@ def demo_table(r: Results) -> str:
     return textwrap.indent(outcome_table(r.contents["demo"], "hgpo"), "    ")
 
 
+def words_table(r: Results) -> str:
+    """What HGPO of a pretrained model prints."""
+    if "words" not in r.contents:
+        return "    not run"
+    outcome = r.contents["words"]
+    bars = (level_bars(stage.upper(), outcome[stage]) for stage in ("hft", "hgpo"))
+    return textwrap.indent("\n".join((outcome_table(outcome, "hgpo"), *bars)), "    ")
+
+
 def programs_table(r: Results) -> str:
     """What HGPO on sums changes on programs, which it never saw."""
     figures = ("auto/think_ratio", "auto/pass@1", "think/pass@1", "no_think/pass@1")
@@ -403,6 +413,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "beta": lambda r: settings_table(r, "β", BETAS),
     "plain_grpo": lambda r: settings_table(r, "", {"HGPO": "hgpo", "plain GRPO": "plain-grpo"}),
     "loss": lambda r: settings_table(r, "divisor", LOSSES),
+    "words": words_table,
 }
 BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -285,6 +285,19 @@ def test_plain_grpo_always_thinks_after_20_steps(results):
     assert curve["steps"][1] == 20 and min(curve["mean"][1:]) > 0.99
 
 
+def test_in_words_a_pretrained_model_comes_to_think_the_more_the_harder_the_level(results):
+    hft, hgpo = (results.contents["words"][stage] for stage in ("hft", "hgpo"))
+    assert hgpo["queries"] == 75
+    before, after = (
+        [part["auto"]["think_ratio"] for part in stage["by_level"].values()]
+        for stage in (hft, hgpo)
+    )
+    assert after == sorted(after) and after[-1] - after[0] > 0.2
+    assert abs(before[-1] - before[0]) < 0.1 and min(a - b for a, b in zip(after, before)) > 0
+    assert hgpo["auto"]["pass@1"] > hft["auto"]["pass@1_interval"][1]
+    assert hgpo["auto"]["hybrid_accuracy"] > hft["auto"]["hybrid_accuracy"]
+
+
 def test_every_picture_of_a_page_is_there_and_every_one_there_is_shown():
     shown = set()
     for page in PAGES:
