@@ -43,8 +43,8 @@ from data.tokenizer import Tokenizer
 SEEDS = 3
 LABS: dict[str, dict[str, Any]] = {  # and what is other than in the lab of `make demo`
     "large": {},
-    "small": {"model": lab.SMALL_MODEL},
     "mixed": {"think_shares": {**lab.THINK_SHARES, "code": lab.THINK_SHARES["maths"]}},
+    "small": {"model": lab.SMALL_MODEL},  # short runs come last: no core then waits for long
 }
 PAGE = Path(__file__).parent / "results" / "README.md"
 NUM_CLASSIFIED = 4000  # rows that the router's classifier is trained on
@@ -258,16 +258,20 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def curves_of(folder: Path, outcome: dict[str, Any]) -> dict[str, dict[int, float]]:
-    """Figures over the steps of an HGPO run."""
+def curves_of(job: Job) -> dict[str, dict[int, float]]:
+    """Figures over the steps of an HGPO run; evaluations, if they begin with π_HFT."""
+    folder = job.root / job.name
     curves: dict[str, dict[int, float]] = {}
-    before = outcome["hft"]
-    start = {"H_acc": before["auto"]["hybrid_accuracy"]}
-    for domain, name in (("maths", "think_ratio"), ("code", "think_ratio"), ("code", "pass@1")):
-        start[f"{domain}/{name}"] = before["by_domain"][domain]["auto"][name]
+    start = {}
+    if job.options["eval_on_start"]:
+        before = read_json(folder / "results.json")["hft"]
+        start["H_acc"] = before["auto"]["hybrid_accuracy"]
+        for domain, name in (("maths", "think_ratio"), ("code", "think_ratio"), ("code", "pass@1")):
+            start[f"{domain}/{name}"] = before["by_domain"][domain]["auto"][name]
     for _, row in read_rows(folder / "log.jsonl"):
         values = {name: row.get(f"eval/{name}") for name in start}
-        values["H_acc"] = row.get("hybrid_accuracy")
+        if start:
+            values["H_acc"] = row.get("hybrid_accuracy")
         if "mode/entropy" in row:  # both modes were forced: the tags' probabilities are known
             values["mode_entropy"] = row["mode/entropy"]
             values["tags"] = row["mode/think_ratio"] + row["mode/no_think_ratio"]
@@ -311,7 +315,7 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
                 name: summary([each[name] for each in found]) for name in names
             }
             if method == "hgpo":
-                curves = [curves_of(*pair) for pair in zip(folders, outcomes)]
+                curves = [curves_of(job) for job in jobs]
                 contents["curves"][f"{lab_name}/{run}"] = {
                     name: means_over_steps([each[name] for each in curves]) for name in curves[0]
                 }

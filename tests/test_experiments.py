@@ -28,7 +28,7 @@ def tiny(*arguments):
         changes = {"max_steps": 2, "save_steps": 1}
         if job.command[0] == "hgpo.py":
             changes |= {"eval_num_generations": 1, "num_queries": 2, "allow_malformed": True}
-            changes |= {"eval_steps": 1}
+            changes |= {"eval_steps": int(job.options["eval_on_start"])}
         yield job._replace(options={**job.options, **changes})
 experiments.jobs_of = lambda *arguments: [*tiny(*arguments)]
 processes.run_command(experiments.main)
@@ -36,7 +36,7 @@ processes.run_command(experiments.main)
 
 
 def grid(out):
-    command = [sys.executable, "-c", TINY, "--quick", "--only", "plain_grpo,fig8"]
+    command = [sys.executable, "-c", TINY, "--quick", "--only", "plain_grpo,alpha,fig8"]
     return subprocess.Popen(
         [*command, "--output_dir", str(out)], cwd=ROOT, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -64,6 +64,8 @@ def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_results(number, tm
     results = figures.load(tmp_path / "whole")
     assert results.curve("large/hgpo", "H_acc")["steps"] == [0, 1, 2]
     assert results.figure("large/hgpo", "maths/auto/pass@1")["seeds"] == [0.0]
+    assert results.curve("large/alpha=3.0", "H_acc") is None  # not evaluated before training
+    assert results.curve("large/alpha=3.0", "tags")["steps"] == [1, 2]
 
 
 def test_a_finished_run_is_used_again_but_not_with_other_settings(tmp_path):
