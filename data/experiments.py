@@ -319,9 +319,9 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
                 contents["curves"][f"{lab_name}/{run}"] = {
                     name: means_over_steps([each[name] for each in curves]) for name in curves[0]
                 }
-    [hft] = jobs_of(out, "large", seeds[0], [])
-    if hft.finished():
-        contents["lengths"] = lengths_of_rows(hft.root)
+    root = lab_root(out, "large", seeds[0])
+    if (root / "base" / "model.safetensors").exists():
+        contents["lengths"] = lengths_of_rows(root)
     for name in ("demo", "words"):
         if (path := out / name / "results.json").exists():
             contents[name] = of_sums(read_json(path))
@@ -387,11 +387,12 @@ def jobs_for(out: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]
     for seed in seeds:
         for name in LABS:
             runs = {run for figure in names for run in figures.FIGURES[figure].runs.get(name, ())}
+            root = lab_root(out, name, seed)
             if runs or (name == "large" and "fig8" in names):
-                root = lab_root(out, name, seed)
                 make_lab(root, seed, **LABS[name])
-                if runs & {"router-classifier", figures.SUMS}:
-                    write_subsets(root)
+            if runs & {"router-classifier", figures.SUMS}:
+                write_subsets(root)
+            if runs:
                 jobs += jobs_of(out, name, seed, sorted(runs, key=order.index))
     return sorted(jobs, key=lambda job: job.name != "hft")  # the others wait for it
 

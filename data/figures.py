@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from data.cli import read_json
 from data.lab import LEVELS
 from data.plots import COLOURS, INK, pyplot, save
-from data.report import level_bars, outcome_table
+from data.report import level_bars, outcome_table, results_table
 
 BLUE = COLOURS["HGPO"]
 SIZES = ("large", "small")
@@ -375,12 +375,15 @@ def demo_table(r: Results) -> str:
 
 
 def words_table(r: Results) -> str:
-    """What HGPO of a pretrained model prints."""
+    """What a pretrained model reached, with modes forced and freely, and when it thinks."""
     if "words" not in r.contents:
         return "    not run"
-    outcome = r.contents["words"]
-    bars = (level_bars(stage.upper(), outcome[stage]) for stage in ("hft", "hgpo"))
-    return textwrap.indent("\n".join((outcome_table(outcome, "hgpo"), *bars)), "    ")
+    stages = {"HFT": r.contents["words"]["hft"], "HGPO": r.contents["words"]["hgpo"]}
+    setups = {"forced think": "think", "forced no-think": "no_think", "auto": "auto"}
+    rows = {f"{name} {how}": stage[setup] for name, stage in stages.items()
+            for how, setup in setups.items()}  # fmt: skip
+    bars = (level_bars(*stage) for stage in stages.items())
+    return textwrap.indent("\n".join((results_table(rows), *bars)), "    ")
 
 
 def programs_table(r: Results) -> str:

@@ -201,6 +201,27 @@ def test_table1_which_leads_are_beyond_the_spreads(size, other, beyond, results)
     assert apart(results, f"{size}/hgpo-125", f"{size}/{other}", "hybrid_accuracy") == beyond
 
 
+def test_table1_which_direct_answers_get_better_or_worse_with_every_seed(results):
+    def seeds(run, domain):
+        return figure(results, run, f"{domain}/no_think/pass@1")["seeds"]
+
+    for size in figures.SIZES:
+        runs = f"{size}/hft", f"{size}/rft", f"{size}/hgpo-125"
+        hft, rft, _ = (seeds(run, "maths") for run in runs)
+        assert all(after > before for before, after in zip(hft, rft))
+        hft, _, hgpo = (seeds(run, "code") for run in runs)
+        assert all(after < before for before, after in zip(hft, hgpo))
+
+
+@pytest.mark.parametrize("size, beyond", [("large", True), ("small", False)])
+def test_table1_the_lhrm_beats_routers_in_h_acc(size, beyond, results, mean):
+    lhrm = figure(results, f"{size}/hgpo-125", "hybrid_accuracy")
+    router = figure(results, f"{size}/router-classifier", "maths/router/hybrid_accuracy")
+    lead = lhrm["mean"] - router["mean"]
+    assert lead > 0 and (lead > max(lhrm["spread"], router["spread"])) == beyond
+    assert mean(f"{size}/router-rules", "maths/router/hybrid_accuracy") < router["mean"]
+
+
 def test_table1_rft_imitates_lucky_guesses_and_learns_to_answer(mean):
     for name in "think_ratio", "pass@1", "hybrid_accuracy":
         assert mean("large/rft-N=16", name) < mean("large/rft", name)
@@ -295,9 +316,14 @@ def test_in_words_a_pretrained_model_comes_to_think_the_more_the_harder_the_leve
         for stage in (hft, hgpo)
     )
     assert after == sorted(after) and after[-1] - after[0] > 0.2
-    assert abs(before[-1] - before[0]) < 0.1 and min(a - b for a, b in zip(after, before)) > 0
+    more = [a - b for a, b in zip(after, before)]
+    assert abs(before[-1] - before[0]) < 0.1 and min(more) == more[0] > 0
     assert hgpo["auto"]["pass@1"] > hft["auto"]["pass@1_interval"][1]
     assert hgpo["auto"]["hybrid_accuracy"] > hft["auto"]["hybrid_accuracy"]
+    always, freely = hgpo["think"], hgpo["auto"]
+    assert always["pass@1"] > freely["pass@1"]
+    assert always["hybrid_accuracy"] == pytest.approx(freely["hybrid_accuracy"], abs=0.015)
+    assert always["mean_tokens"] - freely["mean_tokens"] == pytest.approx(2, abs=0.2)
 
 
 def test_every_picture_of_a_page_is_there_and_every_one_there_is_shown():
