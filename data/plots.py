@@ -56,6 +56,9 @@ PANELS = [
 def read_log(run: Path) -> dict[str, Curve]:
     """Every figure of a run's log.jsonl, over its steps; steps without the figure are left out."""
     path = run / "log.jsonl" if run.is_dir() else run
+    inside = sorted(each.parent.name for each in run.glob("*/log.jsonl"))
+    if inside and not path.exists():
+        raise InputError(f"{run}: not a run; runs in it: {', '.join(inside)}")
     curves: dict[str, Curve] = {}
     for where, row in read_rows(path):
         try:
@@ -202,7 +205,7 @@ def main() -> None:
         raise InputError(f"{arguments.runs[0]}: nothing was logged yet")
     if plt := pyplot():
         draw_picture(plt, logs, Path(arguments.output_file))
-        print(f"{arguments.output_file}: the curves of {len(logs)} runs")
+        print(f"{arguments.output_file}: the curves of {', '.join(logs)}")
     else:
         print(draw_blocks(logs))
         print("\npip install matplotlib draws them as a picture")

@@ -68,6 +68,11 @@ def test_a_picture_has_the_name_that_was_asked_for(runs, monkeypatch):
         draw(monkeypatch, runs / "hgpo", "--output_file", "curves.svg")
 
 
+def test_a_folder_of_runs_is_no_run_and_names_those_in_it(runs, monkeypatch):
+    with pytest.raises(InputError, match="not a run; runs in it: hft, hgpo$"):
+        draw(monkeypatch, runs)
+
+
 def test_steps_without_a_figure_are_left_out(runs):
     assert [step for step, _ in plots.read_log(runs / "hgpo")["kl"]] == [1, 3, 4, 5]
 
