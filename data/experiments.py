@@ -258,17 +258,16 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def curves_of(job: Job) -> dict[str, dict[int, float]]:
+def curves_of(job: Job, outcome: dict[str, Any]) -> dict[str, dict[int, float]]:
     """Figures over the steps of an HGPO run; evaluations, if they begin with π_HFT."""
-    folder = job.root / job.name
     curves: dict[str, dict[int, float]] = {}
     start = {}
     if job.options["eval_on_start"]:
-        before = read_json(folder / "results.json")["hft"]
+        before = outcome["hft"]
         start["H_acc"] = before["auto"]["hybrid_accuracy"]
         for domain, name in (("maths", "think_ratio"), ("code", "think_ratio"), ("code", "pass@1")):
             start[f"{domain}/{name}"] = before["by_domain"][domain]["auto"][name]
-    for _, row in read_rows(folder / "log.jsonl"):
+    for _, row in read_rows(job.root / job.name / "log.jsonl"):
         values = {name: row.get(f"eval/{name}") for name in start}
         if start:
             values["H_acc"] = row.get("hybrid_accuracy")
@@ -315,7 +314,7 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
                 name: summary([each[name] for each in found]) for name in names
             }
             if method == "hgpo":
-                curves = [curves_of(job) for job in jobs]
+                curves = [curves_of(*pair) for pair in zip(jobs, outcomes)]
                 contents["curves"][f"{lab_name}/{run}"] = {
                     name: means_over_steps([each[name] for each in curves]) for name in curves[0]
                 }
@@ -388,7 +387,8 @@ def jobs_for(out: Path, names: Sequence[str], seeds: Sequence[int]) -> list[Job]
         for name in LABS:
             runs = {run for figure in names for run in figures.FIGURES[figure].runs.get(name, ())}
             root = lab_root(out, name, seed)
-            if runs or (name == "large" and "fig8" in names):
+            lengths = "fig8" in names and (name, seed) == ("large", seeds[0])
+            if runs or lengths:
                 make_lab(root, seed, **LABS[name])
             if runs & {"router-classifier", figures.SUMS}:
                 write_subsets(root)

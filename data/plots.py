@@ -56,8 +56,7 @@ PANELS = [
 def read_log(run: Path) -> dict[str, Curve]:
     """Every figure of a run's log.jsonl, over its steps; steps without the figure are left out."""
     path = run / "log.jsonl" if run.is_dir() else run
-    inside = sorted(each.parent.name for each in run.glob("*/log.jsonl"))
-    if inside and not path.exists():
+    if not path.exists() and (inside := sorted(p.parent.name for p in run.glob("*/log.jsonl"))):
         raise InputError(f"{run}: not a run; runs in it: {', '.join(inside)}")
     curves: dict[str, Curve] = {}
     for where, row in read_rows(path):
